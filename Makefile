@@ -1,0 +1,59 @@
+# Needs make and a Python of 3.11 or newer with venv. Everything is installed into .venv.
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.PHONY: help install lint format test test-slow check demo hooks constraints clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## make .venv and install the pinned packages into it (about 2 GB, a few minutes)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "xtransplant needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=<path> install")'
+	@echo "Installing into .venv: about 2 GB, a few minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+lint: install  ## style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## repair style and formatting where it can be done automatically
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: install  ## the fast tests (WORKERS=2, ARGS='-k engine')
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-slow: install  ## the tests marked slow
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow $(ARGS)
+
+check: lint test  ## what to run before a push
+
+demo: install  ## vanilla against a transplant on the embedded tasks, for two language pairs
+	$(BIN)/xtransplant evaluate -m language_pair=en-de,en-id 'transplant.layers=null,[9,9]' limit=20
+
+hooks: install  ## have git run the lint before each commit
+	$(BIN)/pre-commit install
+
+# torch stays at its pin: the newest release may come as a CUDA build of several GB. To move it, edit that line first.
+constraints:  ## pin anew: the newest set that pyproject.toml allows, from a fresh environment
+	@set -e; env=$$(mktemp -d); trap 'rm -rf "$$env"' EXIT; \
+	grep '^torch==' constraints.txt > "$$env/torch.txt"; \
+	$(PYTHON) -m venv "$$env/venv"; \
+	"$$env/venv/bin/pip" install --quiet --disable-pip-version-check -c "$$env/torch.txt" -e '.[dev]'; \
+	"$$env/venv/bin/pip" freeze --all --exclude-editable > "$$env/frozen.txt"; \
+	grep -v '^pip==' "$$env/frozen.txt" | sed 's/+[a-z0-9.]*$$//' > constraints.txt
+
+clean:  ## remove .venv, caches and build leftovers; runs in outputs/ stay
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Hydra configuration of xtransplant, installed as the package `xtransplant.conf`."""

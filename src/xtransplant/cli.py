@@ -1,0 +1,273 @@
+"""The command line: `xtransplant <job> key=value …`. Refuses bad input before anything is loaded.
+
+Exit codes: 0 done; 1 a run of a sweep failed, or a bug, with its traceback; 2 the input was refused; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import textwrap
+import traceback
+from argparse import Namespace
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from xtransplant import __version__
+from xtransplant.config import (
+    JOBS,
+    DoctorConfig,
+    EvaluateConfig,
+    JobConfig,
+    did_you_mean,
+    keys,
+    refusal,
+    shown,
+)
+from xtransplant.types import XTransplantError
+
+_LM_EVAL = "lm-eval"
+_LM_EVAL_HELP = "lm-evaluation-harness's own command line, with --model xtransplant"
+
+# Hydra's options: long name -> short name, what follows it, what it does.
+_OPTIONS: dict[str, tuple[str, str, str]] = {
+    "--multirun": ("-m", "", "a run for each combination of the values given as key=a,b"),
+    "--config-dir": ("-cd", "FOLDER", "your own files, e.g. FOLDER/model/mine.yaml for model=mine"),
+    "--config-name": ("-cn", "NAME", "your own file of defaults in that folder, instead of <job>.yaml"),
+    "--cfg": ("-c", "job|hydra|all", "show the composed config and stop"),
+    "--package": ("-p", "KEY", "with --cfg: only this section"),
+    "--resolve": ("", "", "with --cfg: resolve interpolations"),
+    "--info": ("-i", "[all|config|defaults|defaults-tree|plugins|searchpath]", "show how it is composed and stop"),
+    "--hydra-help": ("", "", "Hydra's own help"),
+}
+_SHORT = {short: name for name, (short, _, _) in _OPTIONS.items() if short}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; arguments default to the process's own. Returns the exit code."""
+    try:
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+    except XTransplantError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"xtransplant {__version__}")
+        return 0
+    job, *rest = arguments
+    if job == _LM_EVAL:
+        from xtransplant import lm
+
+        lm.lm_eval_main(rest)
+        return 0
+    if job not in JOBS:
+        jobs = [*JOBS, _LM_EVAL]
+        raise XTransplantError(
+            f"{job}: not a job. {did_you_mean(job, jobs)}Jobs: {', '.join(jobs)}. "
+            "The job comes first, e.g. xtransplant evaluate language_pair=en-sw."
+        )
+    options, overrides, faults = _split(rest)
+    if "--help" in options:
+        print(_job_help(job))
+        return 0
+    if faults:
+        raise refusal(faults)
+    return _run_job(job, options, overrides)
+
+
+def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
+    """Options, overrides and faults, in any order; Hydra itself wants options first."""
+    options: dict[str, str] = {}
+    overrides, faults = [], []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        name = _SHORT.get(name, name)
+        if not word.startswith("-"):
+            overrides.append(word)
+        elif word in ("-h", "--help"):
+            options["--help"] = ""
+        elif name not in _OPTIONS:
+            faults.append(
+                f"{word}: no such option. {did_you_mean(name, _OPTIONS)}Options: {', '.join(_OPTIONS)}. "
+                "Settings are given as key=value, without dashes, e.g. limit=100."
+            )
+        else:
+            wanted = _OPTIONS[name][1]
+            if wanted and not equals and rest and not rest[0].startswith("-") and "=" not in rest[0]:
+                value = rest.pop(0)
+            if wanted and not value and not wanted.startswith("["):
+                faults.append(f"{word}: needs a value. Give {name} {wanted}.")
+            if value and "|" in wanted and value not in wanted.strip("[]").split("|"):
+                faults.append(f"{word} {value}: not known. Give {name} {wanted}.")
+            options[name] = value
+    return options, overrides, faults
+
+
+# --- Running -------------------------------------------------------------------------------------------------------
+
+
+class _RunFailed(Exception):
+    """A run of a sweep failed, and said so."""
+
+
+def _run_job(job: str, options: dict[str, str], overrides: list[str]) -> int:
+    from hydra._internal.utils import get_args_parser
+
+    from xtransplant import compose
+
+    multirun = "--multirun" in options
+    config_name = options.get("--config-name", job)
+    with compose.open_hydra(options.get("--config-dir")) as hydra:
+        request = compose.read(hydra, job, overrides, config_name=config_name, multirun=multirun)
+        faults = list(request.faults)
+        showing = options.keys() & {"--cfg", "--info", "--hydra-help"}
+        if not showing:
+            faults += [fault for config in request.runs for fault in compose.check(config, request.unclear)]
+        if faults:
+            raise refusal(list(dict.fromkeys(faults)))
+        if "--hydra-help" in options:
+            hydra.hydra_help(config_name, get_args_parser(), Namespace(overrides=request.overrides))
+        elif "--info" in options:
+            hydra.show_info(options["--info"] or "all", config_name, request.overrides)
+        elif "--cfg" in options:
+            package = options.get("--package")
+            hydra.show_cfg(config_name, request.overrides, options["--cfg"], package, "--resolve" in options)
+        elif multirun:
+            return _sweep(job, hydra, config_name, request.overrides, len(request.runs))
+        else:
+            _start_log()
+            run(request.runs[0])
+    return 0
+
+
+def run(config: JobConfig) -> None:
+    """Do what the config says."""
+    from xtransplant import jobs
+
+    if isinstance(config, EvaluateConfig):
+        jobs.evaluate(config)
+    elif isinstance(config, DoctorConfig):
+        jobs.doctor(config)
+    else:
+        jobs.summarize(config.runs)
+
+
+def _sweep(job: str, hydra: Any, config_name: str, overrides: list[str], count: int) -> int:
+    """Every run, those after a failed one too, through Hydra's sweeper and launcher."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    failed: list[str] = []
+
+    def task(composed: Any) -> None:
+        # May be called in another process: a launcher decides.
+        _start_log()
+        given = " ".join(HydraConfig.get().overrides.task)
+        try:
+            run(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JOBS[job]), composed)))  # type: ignore[arg-type]
+        except Exception as error:
+            failed.append(given)
+            if isinstance(error, XTransplantError):
+                print(f"error: {given}: {error}", file=sys.stderr)
+            else:
+                traceback.print_exc()
+            raise _RunFailed(given) from None
+
+    _start_log()
+    logging.getLogger("hydra").setLevel(logging.INFO)
+    with tempfile.TemporaryDirectory() as folder:
+        # Hydra's sweeper writes a file of its own; a run's record is in its own folder.
+        if not any(each.startswith("hydra.sweep.dir=") for each in overrides):
+            overrides = [*overrides, f"hydra.sweep.dir='{folder}'"]
+        try:
+            hydra.multirun(config_name, task, [*overrides, "hydra.mode=MULTIRUN"])
+        except _RunFailed:
+            how_many = len(failed) or "some"
+            print(f"error: {how_many} of {count} runs failed; what they said is above.", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _start_log() -> None:
+    """One line a message on standard error; where logging is set up already, it stays as it is."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("xtransplant").setLevel(logging.INFO)
+
+
+# --- Help ------------------------------------------------------------------------------------------------------------
+
+
+def _help() -> str:
+    jobs = {**{job: schema.__doc__ or "" for job, schema in JOBS.items()}, _LM_EVAL: _LM_EVAL_HELP}
+    return "\n".join(
+        [
+            "xtransplant <job> key=value …    cross-lingual activation transplantation in language models",
+            "",
+            *_columns([(f"  {job}", text) for job, text in jobs.items()]),
+            "",
+            "xtransplant <job> --help lists a job's keys. xtransplant --version shows the version.",
+            "Exit codes: 0 done; 1 a run of a sweep failed, or a bug; 2 the input was refused; 130 interrupted.",
+        ]
+    )
+
+
+def _job_help(job: str) -> str:
+    import yaml
+
+    conf = files("xtransplant.conf")
+    text = conf.joinpath(f"{job}.yaml").read_text(encoding="utf-8")
+    commands = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# xtransplant ")]
+    defaults = {
+        group: choice
+        for each in yaml.safe_load(text)["defaults"]
+        if isinstance(each, dict)
+        for group, choice in each.items()
+    }
+    lines = [f"xtransplant {job} key=value …    {JOBS[job].__doc__}", "", *(f"  {each}" for each in commands)]
+    if defaults:
+        lines += ["", "Choices, each a file in conf/<group>/ (the first is the default):", ""]
+        rows = []
+        for group, default in defaults.items():
+            names = sorted(each.name.removesuffix(".yaml") for each in conf.joinpath(group).iterdir())
+            choices = [str(default), *(name for name in names if name != default)]
+            more = ", any <source>-<target> of language codes, e.g. en-sw" if group == "language_pair" else ""
+            rows.append((f"  {group}", ", ".join(choices) + more))
+        lines += _columns(rows)
+    lines += ["", "Keys (??? is set by the choice above, or must be given):", ""]
+    lines += _columns([(f"  {key.name}={shown(key.default)}", f"{key.help} ({key.type})") for key in keys(JOBS[job])])
+    lines += ["", "Options:", ""]
+    lines += _columns(
+        [
+            (f"  {', '.join(filter(None, (short, name)))} {value.partition('|')[0] and value}".rstrip(), what)
+            for name, (short, value, what) in _OPTIONS.items()
+        ]
+    )
+    return "\n".join(lines)
+
+
+def _columns(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Two columns, the second wrapped; a first entry that is too wide has a line of its own."""
+    widest = min(max(len(left) for left, _ in rows), 44) + 2
+    lines = []
+    for left, right in rows:
+        wrapped = textwrap.wrap(right, 118 - widest) or [""]
+        if len(left) + 2 > widest:
+            lines.append(left)
+            left = ""
+        lines += [
+            f"{start:<{widest}}{part}".rstrip()
+            for start, part in zip([left, *[""] * len(wrapped)], wrapped, strict=False)
+        ]
+    return lines

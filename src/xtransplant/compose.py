@@ -1,0 +1,344 @@
+"""From overrides and YAML files to the config of a job, with every fault on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+import typing
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from hydra import version as hydra_version
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from xtransplant import models, pairing
+from xtransplant.config import (
+    JOBS,
+    EvaluateConfig,
+    JobConfig,
+    SummarizeConfig,
+    did_you_mean,
+    faults_of,
+    keys,
+    refusal,
+    shown,
+    validate,
+)
+from xtransplant.types import XTransplantError
+
+# Said after the choices when one is unknown.
+_OTHER_CHOICES = {
+    "model": "Any other model: model=hf model.path=<hub id, folder or GGUF file>.",
+    "task": "Any other parallel tasks: a YAML file task/<name>.yaml in a folder given as --config-dir.",
+    "language_pair": "Any two language codes of two or three letters: language_pair=<source>-<target>, e.g. en-sw "
+    "or en-zh_CN; or language_pair.source=<code> language_pair.target=<code>.",
+}
+
+_CODE = "[a-z]{2,3}(?:_[A-Za-z0-9]+)*"
+_LANGUAGE_PAIR = re.compile(rf"language_pair/(?P<source>{_CODE})-(?P<target>{_CODE})(?:\.yaml)?")
+
+
+class LanguagePairs(ConfigSource):
+    """Makes the choice language_pair=<source>-<target> exist for any two language codes."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "language-pairs"
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path.strip("/") == "language_pair"
+
+    def is_config(self, config_path: str) -> bool:
+        return _LANGUAGE_PAIR.fullmatch(config_path) is not None
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        pair = _LANGUAGE_PAIR.fullmatch(config_path)
+        if pair is None:
+            raise ConfigLoadError(f"{config_path} is no pair of language codes")
+        config = OmegaConf.create(pair.groupdict())
+        return ConfigResult(self.provider, self.full_path(), config, header={"package": None})
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        return []  # endless
+
+
+class LanguagePairsPath(SearchPathPlugin):
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append(provider="xtransplant", path=f"{LanguagePairs.scheme()}://")
+
+
+def register() -> None:
+    """Make the schemas and the language pairs known to Hydra. A second call changes nothing."""
+    hydra_version.setbase("1.3")
+    for job, schema in JOBS.items():
+        ConfigStore.instance().store(name=f"{job}_schema", node=schema, provider="xtransplant")
+    for plugin in (LanguagePairs, LanguagePairsPath):
+        Plugins.instance().register(plugin)
+
+
+@contextmanager
+def open_hydra(config_dir: str | None = None) -> Iterator[Hydra]:
+    """Hydra on our configuration and, if given, a folder of the user's.
+
+    Raises:
+        XTransplantError: the folder does not exist.
+    """
+    register()
+    search_path = create_config_search_path("pkg://xtransplant.conf")
+    if config_dir is not None:
+        folder = Path(config_dir).absolute()
+        if not folder.is_dir():
+            raise XTransplantError(
+                f"--config-dir {config_dir}: no such folder. Give one with files such as model/<name>.yaml."
+            )
+        search_path.prepend(provider="command-line", path=f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2("xtransplant", search_path)
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+@dataclass
+class Request:
+    """What a command line asks for, as far as it can be understood."""
+
+    overrides: list[str] = field(default_factory=list)  # those without a fault, as Hydra wants them
+    runs: list[JobConfig] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    unclear: set[str] = field(default_factory=set)  # sections and keys that a fault concerns: not to be judged further
+
+
+def read(
+    hydra: Hydra, job: str, overrides: Sequence[str], *, config_name: str | None = None, multirun: bool = False
+) -> Request:
+    """Compose the configs of one run or a sweep, and find every fault of the overrides and files on the way."""
+    reader = _Reader(hydra, JOBS[job], config_name or job)
+    request = Request()
+    if not any(source.is_config(reader.config_name) for source in hydra.config_loader.get_sources()):
+        request.faults.append(
+            f"--config-name {config_name}: there is no {config_name}.yaml. Give --config-dir with the folder that "
+            f"holds it; it begins with `defaults: [{job}, …]`."
+        )
+        return request
+    # Where the user's files are comes first: it says which choices there are.
+    for line in sorted(overrides, key=lambda each: not each.startswith("hydra.searchpath=")):
+        faults = reader.override_faults(line, multirun)
+        request.faults += faults
+        if faults:
+            name = re.split("[=@]", line.lstrip("+~"))[0]
+            request.unclear.add(name if name in reader.keys else name.partition(".")[0])
+        else:
+            request.overrides.append(reader.as_hydra_wants(line))
+    for lines in reader.sweep(request.overrides) if multirun else [request.overrides]:
+        try:
+            node = reader.compose(lines)
+            for key in reader.keys.values():
+                section, _, name = key.name.rpartition(".")
+                parent = OmegaConf.select(node, section) if section else node
+                if OmegaConf.is_missing(parent, name):
+                    parent[name] = [] if typing.get_origin(key.annotation) is list else "missing"
+                    if section not in request.unclear:
+                        request.faults.append(f"{key.name} is missing. Give {key.name}=<{key.type}>: {key.help}.")
+                        request.unclear.add(key.name)
+            request.runs.append(OmegaConf.to_object(node))  # type: ignore[arg-type]
+        except _COMPOSITION_ERRORS as error:
+            request.faults += reader.composition_faults(lines, error)
+    request.faults = list(dict.fromkeys(request.faults))
+    return request
+
+
+def compose(job: str, overrides: Sequence[str] = (), config_dir: str | None = None) -> JobConfig:
+    """The config of one run, as `xtransplant <job> <overrides>` has it.
+
+    Raises:
+        XTransplantError: with every fault that can be found without loading a model or building a task.
+    """
+    with open_hydra(config_dir) as hydra:
+        request = read(hydra, job, overrides)
+    faults = [*request.faults, *(fault for config in request.runs for fault in check(config, request.unclear))]
+    if faults:
+        raise refusal(faults)
+    return request.runs[0]
+
+
+def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:
+    """Every fault of the values that can be found without loading a model or building a task.
+
+    Args:
+        unclear: sections and keys with a fault that is known already.
+    """
+    faults: list[str] = []
+    num_layers = None
+    if (
+        not isinstance(config, SummarizeConfig)
+        and not {"model", "model.path"} & set(unclear)
+        and config.model.path.strip()
+    ):
+        faults += models.check(config.model)
+        num_layers = models.num_layers(config.model)
+    faults += validate(config, num_layers, unclear)
+    if isinstance(config, EvaluateConfig) and not {"task", "task.tasks", "language_pair"} & set(unclear):
+        faults += pairing.check(config.task, config.language_pair)
+    return faults
+
+
+# What Hydra, OmegaConf and YAML raise for a fault in an override or in a user's file.
+_COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError)
+# Lines of their messages that name their own parts.
+_NOISE = ("full_key:", "object_type=", "reference_type=", "See https:", "provider=", "Config search path:")
+
+
+class _Reader:
+    """Reads the overrides of one job."""
+
+    def __init__(self, hydra: Hydra, schema: type[JobConfig], config_name: str) -> None:
+        self.hydra, self.schema, self.config_name = hydra, schema, config_name
+        self.search_path: list[str] = []  # overrides of hydra.searchpath
+        self.parser = OverridesParser.create(config_loader=hydra.config_loader)
+        self.keys = {key.name: key for key in keys(schema)}
+
+    def compose(self, overrides: list[str]) -> DictConfig:
+        composed = self.hydra.compose_config(self.config_name, overrides, RunMode.RUN)
+        with open_dict(composed):
+            del composed["hydra"]
+        # A user's root config may lack the schema.
+        return OmegaConf.merge(OmegaConf.structured(self.schema), composed)  # type: ignore[return-value]
+
+    def sweep(self, overrides: list[str]) -> list[list[str]]:
+        """The overrides of each run."""
+        return BasicSweeper.split_arguments(self.parser.parse_overrides(overrides), None)[0]
+
+    def choices(self, group: str) -> list[str]:
+        if not re.fullmatch("[A-Za-z][A-Za-z0-9_/]*", group):
+            return []
+        loader = self.hydra.config_loader
+        return loader.get_group_options(group, config_name=self.config_name, overrides=self.search_path)
+
+    def override_faults(self, line: str, multirun: bool) -> list[str]:
+        try:
+            override = self.parser.parse_overrides([line])[0]
+        except HydraException as error:
+            return [self._unreadable(line, str(error))]
+        key = override.key_or_group
+        if key == "hydra.searchpath":
+            places = override.value()
+            for place in map(str, places) if isinstance(places, list) else []:
+                if not place.startswith("pkg://") and not Path(place.removeprefix("file://")).is_dir():
+                    return [f"{line}: no such folder: {place}. Give folders that exist: [file:///path/to/conf]."]
+            self.search_path.append(line)
+        if override.is_hydra_override():
+            return []  # Hydra's own: judged when composed
+        if override.is_sweep_override():
+            if not multirun:
+                return [
+                    f"{line}: several values. For a run with each of them add -m; for a list write "
+                    f"{key}=[a,b]; for text with a comma quote it twice: {key}='\"a,b\"'."
+                ]
+            if not override.is_discrete_sweep():
+                return [f"{line}: a sweep needs its values. Give them as {key}=a,b or {key}=range(0,18)."]
+            values = list(override.sweep_string_iterator())
+            if not values:
+                return [f"{line}: matches none of the choices. Choices of {key}: {', '.join(self.choices(key))}."]
+            return [fault for each in values for fault in self.override_faults(f"{key}={each}", False)]
+        if override.is_delete():
+            return [f"{line}: a key cannot be deleted. Give it a value; null where the key allows it."]
+        value = override.value()
+        choices = self.choices(key)
+        if (not choices and override.package is None) or isinstance(value, dict):
+            return faults_of(self.schema, key, value)
+        if override.package is not None:
+            return [f"{line}: a choice cannot be put elsewhere. Write {key}=<choice>."]
+        if isinstance(value, str) and any(
+            source.is_config(f"{key}/{value}") for source in self.hydra.config_loader.get_sources()
+        ):
+            return []
+        if value in choices:
+            return []
+        return [
+            f"{key}={shown(value)}: there is no such {key}. {did_you_mean(str(value), choices)}"
+            f"Choices: {', '.join(choices)}. {_OTHER_CHOICES.get(key, '')}".rstrip()
+        ]
+
+    def _unreadable(self, line: str, why: str) -> str:
+        key, equals, value = line.partition("=")
+        if not equals:
+            groups = [each.name for each in dataclasses.fields(self.schema)]
+            meant = [f"{group}={line}" for group in groups if line in self.choices(group)]
+            hint = f"Did you mean {meant[0]}? " if meant else ""
+            return f"{line}: not of the form key=value. {hint}Give e.g. limit=100; the keys are in the job's --help."
+        quoted = shlex.quote(f"{key}={json.dumps(value, ensure_ascii=False)}")
+        why = why.splitlines()[0].removeprefix("LexerNoViableAltException: ").partition(" expecting")[0]
+        return f"{line}: cannot be read ({why}). Text with special characters needs quotes of its own: {quoted}"
+
+    def as_hydra_wants(self, line: str) -> str:
+        """Hydra asks for a + before new names in a mapping, and refuses it before a key that exists."""
+        if line.startswith("hydra"):
+            return line
+        body = line.lstrip("+")
+        key = body.partition("=")[0]
+        mappings = [each.name for each in self.keys.values() if typing.get_origin(each.annotation) is dict]
+        if any(key == name or key.startswith(f"{name}.") for name in mappings):
+            return f"++{body}"
+        sections = {name.partition(".")[0] for name in self.keys}
+        return body if key.partition(".")[0] in sections else line
+
+    def composition_faults(self, overrides: list[str], error: Exception) -> list[str]:
+        """Each override is composed alone, since Hydra stops at the first fault."""
+        faults = []
+        for alone in [[], *([each] for each in overrides)]:
+            try:
+                self.compose([*self.search_path, *alone])
+            except _COMPOSITION_ERRORS as each:
+                faults += self._explain(each)
+        return faults or self._explain(error)
+
+    def _explain(self, error: BaseException) -> list[str]:
+        text = str(error)
+        cause = error.__cause__
+        if cause is not None:
+            text = f"{text}\n{cause}"
+        named = re.search("In '([^']+)'", text)
+        faults = self._file_faults(named[1]) if named else []
+        if isinstance(error, yaml.YAMLError):
+            text = f"Not YAML: {text}\nMend the file."
+        lines = [line.strip() for line in text.splitlines()]
+        return faults or [" ".join(line for line in lines if line and not line.startswith(_NOISE))]
+
+    def _file_faults(self, config_path: str) -> list[str]:
+        """Every bad key of a file."""
+        for source in self.hydra.config_loader.get_sources():
+            if source.is_config(config_path) and source.scheme() in ("file", "pkg"):
+                result = source.load_config(config_path)
+                content = OmegaConf.to_container(result.config, resolve=False)
+                package = result.header["package"] or config_path.rpartition("/")[0].replace("/", ".")
+                package = "" if package == "_global_" else package
+                place = f"{source.path}/{config_path}.yaml" if source.scheme() == "file" else f"{config_path}.yaml"
+                if not isinstance(content, dict):
+                    return [f"{place}: holds no keys but {shown(content)}. Write it as lines of key: value."]
+                ours = {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
+                return faults_of(self.schema, package, ours, where=f"{place}: ")
+        return []

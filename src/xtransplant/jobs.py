@@ -1,0 +1,287 @@
+"""The jobs: what each does, in order. Wiring only; torch and the harness are imported when a job needs them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from xtransplant import models, pairing, record, tables
+from xtransplant.config import DoctorConfig, EvaluateConfig, ModelConfig, config_hash, refusal, run_name, to_dict
+from xtransplant.types import LayerPair, XTransplantError
+
+if TYPE_CHECKING:
+    from xtransplant.engine import Decoder
+    from xtransplant.lm import Transplant, TransplantLM
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Evaluate a model on a task's target language, vanilla or with one layer pair transplanted."""
+    started = time.perf_counter()
+    layers = models.num_layers(config.model)
+    name, short_hash = run_name(config, layers), config_hash(config, layers)
+    folder = Path(config.output_dir, "evaluate", f"{name}-{short_hash}")
+    finished = record.load_run(folder) if not config.overwrite else None
+    if finished is not None:
+        log.info("Already done, nothing computed (overwrite=true computes anew): %s", folder)
+        print(tables.run_table(finished))
+        return
+    pairs = pairing.load(config.task, config.language_pair, config.split, config.limit, config.seed)
+    for found in pairs:
+        log.info("%s: %d documents, sources from %s", found.name, len(found.rows), found.source.config.task)
+    record.open_run(folder, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    lm = _lm(config)
+    loaded = time.perf_counter()
+    results = _harness(lm, pairs, config)
+    evaluated = time.perf_counter()
+    samples = results.pop("samples")
+    record.write(folder / "results.json", record.as_json(results))
+    for name, rows in samples.items():
+        record.write(folder / f"samples_{name}.jsonl", "".join(record.as_json(row, indent=None) for row in rows))
+    manifest = _manifest(config, lm, pairs) | {
+        "timings": {
+            "tasks_seconds": loaded - started,
+            "evaluation_seconds": evaluated - loaded,
+            "total_seconds": time.perf_counter() - started,
+        },
+    }
+    record.close_run(folder, manifest)
+    run = record.load_run(folder)
+    assert run is not None
+    print(f"\n{manifest['model_name']}, {manifest['language_pair']}, {manifest['condition']}")
+    print(tables.run_table(run))
+    print(f"\n{folder}")
+
+
+def summarize(runs: list[str]) -> None:
+    """Print the table over any set of finished runs."""
+    print(tables.summary_table(record.find_runs(runs)))
+
+
+def doctor(config: DoctorConfig) -> None:
+    """Check the engine on a model, and show what is read and written for one prompt pair.
+
+    Raises:
+        XTransplantError: a check failed.
+    """
+    from xtransplant import engine
+
+    decoder = load_decoder(config.model)
+    component, site = config.transplant.component, config.transplant.site
+    layers = config.transplant.layers if config.transplant.layers is not None else ["last", "first"]
+    pair = LayerPair.parse(layers, decoder.num_layers)
+    source = decoder.tokenizer.encode(config.source_prompt)
+    target = decoder.tokenizer.encode(config.target_prompt)
+
+    def last(tokens: list[int]) -> str:
+        return f"position {len(tokens) - 1} (the last), token {decoder.tokenizer.decode(tokens[-1:])!r}"
+
+    name = f"{type(decoder.model).__name__}, {decoder.num_layers} layers, hidden size {decoder.hidden_size}"
+    print(f"{config.model.name}: {name}\n")
+    print(
+        f"read     {decoder.module_name(pair.source, component, site)}: output [1, {len(source)}, {decoder.hidden_size}]"
+    )
+    print(f"         at {last(source)}, in the source prompt's only forward pass")
+    print(
+        f"written  {decoder.module_name(pair.target, component, site)}: output [1, {len(target)}, {decoder.hidden_size}]"
+    )
+    print(f"         at {last(target)}, in step 0 (the prefill) only\n")
+    tolerance = 1e-3 if decoder.model.dtype.itemsize >= 4 else 1.0
+    prefix = engine.read_and_write(decoder, [source], [target], component, pair.source, pair.target, site)
+    checks = {
+        "transplants made, not 1": (abs(prefix.written - 1), 0.0),
+        "self-transplant changes a log-probability by": (
+            engine.self_transplant_error(decoder, [source, target], component, pair.target, site),
+            tolerance,
+        ),
+        "padding changes a log-probability by": (engine.padding_error(decoder, [source, target]), tolerance),
+        "choice scored behind the cache against a full forward": (
+            engine.full_forward_error(decoder, target, source[-3:]),
+            tolerance,
+        ),
+        "part of the residual stream that attn + ffn (site=branch) leave unexplained": (
+            engine.residual_error(decoder, [source, target]),
+            1e-4 if tolerance < 1 else 0.1,
+        ),
+    }
+    for text, (error, allowed) in checks.items():
+        print(f"{'ok  ' if error <= allowed else 'FAIL'}  {text}: {error:.1e} (allowed {allowed:.0e})")
+    failed = [text for text, (error, allowed) in checks.items() if not error <= allowed]
+    if failed:
+        raise XTransplantError(
+            f"{config.model.name}: {len(failed)} of {len(checks)} checks failed. Do not trust results."
+        )
+
+
+def load_decoder(config: ModelConfig) -> Decoder:
+    """The model of a config behind the engine; `models` keeps the last one, for the jobs of a sweep."""
+    from xtransplant.engine import Decoder, Modules
+
+    loaded = models.load(config)
+    return Decoder(loaded.model, loaded.tokenizer, Modules(**config.modules) if config.modules else None)
+
+
+def lm_from_arguments(arguments: Mapping[str, Any], additional: Mapping[str, Any]) -> TransplantLM:
+    """The model behind ``lm-eval --model xtransplant``; its tasks get source prompts when the harness loads them."""
+    from lm_eval.tasks import TaskManager
+
+    from xtransplant.cli import check
+    from xtransplant.compose import compose
+
+    given = dict(arguments)
+    if "pretrained" in given:
+        given |= {"model": "hf", "model.path": given.pop("pretrained")}
+    batch_size = additional.get("batch_size")
+    if batch_size not in (None, "auto"):
+        given.setdefault("batch_size", batch_size)
+    if additional.get("device") is not None:
+        given.setdefault("model.device", additional["device"])
+    config = compose("evaluate", [f"{key}={_override(value)}" for key, value in given.items()])
+    assert isinstance(config, EvaluateConfig)
+    faults = check(config)
+    if faults:
+        raise refusal(faults)
+    load = TaskManager.load
+
+    def load_paired(manager: TaskManager, *args: Any, **kwargs: Any) -> Any:
+        loaded = load(manager, *args, **kwargs)
+        for task in loaded["tasks"].values():
+            pairing.pair_for(task, config.task, config.language_pair)
+        return loaded
+
+    # The harness makes the model first and its tasks after, with a manager that it does not hand over.
+    TaskManager.load = load_paired  # type: ignore[method-assign,assignment]
+    return _lm(config)
+
+
+def _override(value: Any) -> str:
+    """A value as Hydra's command line writes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_override, value))}]"
+    return str(value)
+
+
+def _lm(config: EvaluateConfig) -> TransplantLM:
+    from xtransplant.lm import TransplantLM
+
+    return TransplantLM(
+        lambda: load_decoder(config.model),
+        _transplant(config),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        promptless=config.task.empty_prompt.value,
+    )
+
+
+def _transplant(config: EvaluateConfig) -> Transplant | None:
+    from xtransplant.lm import Transplant
+
+    chosen = config.transplant
+    if chosen.layers is None:
+        return None
+    return Transplant(chosen.component, chosen.site, chosen.layers)
+
+
+def _harness(lm: TransplantLM, pairs: list[pairing.Pairing], config: EvaluateConfig) -> dict[str, Any]:
+    """Let the harness build, ask and grade; its results, samples included, as plain JSON values."""
+    import random
+
+    import numpy as np
+    from lm_eval import evaluator
+    from lm_eval.loggers.utils import add_tokenizer_info
+    from lm_eval.utils import handle_non_serializable
+
+    random.seed(config.seed)
+    np.random.seed(config.seed)
+    results: dict[str, Any] = evaluator.evaluate(  # type: ignore[assignment]
+        lm,
+        {"tasks": {found.name: found.target for found in pairs}},
+        samples={found.name: found.rows for found in pairs},
+        system_instruction=config.task.system_instruction,
+        apply_chat_template=config.task.apply_chat_template,
+        fewshot_as_multiturn=config.task.fewshot_as_multiturn,
+    )
+    results["config"] = {
+        "model": "xtransplant",
+        "model_args": to_dict(config),
+        "random_seed": config.seed,
+        "numpy_seed": config.seed,
+        "fewshot_seed": config.seed,
+    }
+    add_tokenizer_info(results, lm)
+    for found in pairs:
+        prompts: dict[str, list[str]] = {}
+        for request in found.target.instances:
+            prompts.setdefault(request.source_key, []).append(request.source_prompt)  # type: ignore[attr-defined]
+        for row in results["samples"][found.name]:
+            row["key"] = found.key_of(row["doc"])
+            row["source_task"] = found.source.config.task
+            # One for all choices, as a rule; one for each where the contexts differ.
+            row["source_prompts"] = list(dict.fromkeys(prompts[row["key"]]))
+        # Where the files lie on this machine says nothing of the result.
+        metadata = results["configs"][found.name].get("metadata") or {}
+        metadata.pop("data_dir", None)
+        metadata.pop("config_source", None)
+    text = json.dumps(results, default=handle_non_serializable, ensure_ascii=False)
+    plain: dict[str, Any] = json.loads(re.sub(r" at 0x[0-9a-f]+", "", text))  # addresses of functions
+    return plain
+
+
+def _manifest(config: EvaluateConfig, lm: TransplantLM, pairs: list[pairing.Pairing]) -> dict[str, Any]:
+    pair = lm.layer_pair
+    component, site = config.transplant.component, config.transplant.site
+    transplant = None
+    if pair is not None:
+        read, written = (lm.decoder.module_name(layer, component, site) for layer in (pair.source, pair.target))
+        transplant = {
+            "component": component.value,
+            "site": site.value,
+            "layers": [pair.source, pair.target],
+            "read": read,
+            "written": written,
+        }
+    tasks = {}
+    for found in pairs:
+        docs = [found.target.eval_docs[row] for row in found.rows]
+        tasks[found.name] = {
+            "source_task": found.source.config.task,
+            "version": found.target.VERSION,
+            "documents": len(found.rows),
+            "available": len(found.keys),
+            "aligned": len(found.keys) - found.source_rows.count(None),
+            "gold_compared": found.gold_compared,
+            "gold_equal": found.gold_equal,
+            "trivial_baseline": pairing.trivial_baseline(found, config.task),
+            "keys_sha256": pairing.texts_digest(found.keys[row] for row in found.rows),
+            "docs_sha256": {
+                "target": pairing.docs_digest(docs),
+                "source": pairing.docs_digest(found.source_doc(doc) for doc in docs),
+            },
+            "prompts_sha256": pairing.prompts_digest(found.target.instances),
+        }
+    return {
+        "job": "evaluate",
+        "config_hash": config_hash(config, lm.decoder.num_layers),
+        "model_name": config.model.name,
+        "task_name": config.task.name,
+        "language_pair": f"{config.language_pair.source}-{config.language_pair.target}",
+        "split": config.split.value,
+        "condition": "vanilla" if pair is None else f"{component.value}/{site.value} {pair.source}>{pair.target}",
+        "transplant": transplant,
+        "seed": config.seed,
+        "model": models.load(config.model).provenance,
+        "environment": record.environment(),
+        "tasks": tasks,
+        "counts": {key: value for key, value in vars(lm.counts).items() if key != "checks"},
+        "checks": lm.counts.checks,
+    }

@@ -1,0 +1,446 @@
+"""Speak the harness's `LM` contract: answer its requests with a transplant, or with the vanilla model.
+
+Requests are grouped by document: each prompt is run once, whatever the number of its choices, and the output head
+only where an answer is scored. With no transplant the answers equal the harness's own `HFLM`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import lm_eval.models  # noqa: F401  (before anything is registered: else the harness does not fill its registry)
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    has_bos_prefix,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+    resolve_max_length,
+)
+from tqdm import tqdm
+
+from xtransplant.types import Component, LayerPair, Site, XTransplantError
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from torch import Tensor
+
+    from xtransplant.engine import Decoder, Prefix
+
+log = logging.getLogger(__name__)
+
+# Largest error of the run's own checks, in log-probability. Float32 gives about 1e-5; half precision is coarse
+# (bfloat16 resolves a logit of 20 to 0.125), so there only a gross fault shows.
+_TOLERANCE = {"float32": 1e-3, "float64": 1e-3}
+_COARSE_TOLERANCE = 1.0
+_CHECKED_PROMPTS = 4
+
+
+@dataclass(frozen=True)
+class Transplant:
+    """What is read and written: a component and site, and a layer pair, as configured (resolved with the model)."""
+
+    component: Component
+    site: Site
+    layers: Any
+
+
+@dataclass
+class Counts:
+    """What a run did, for its manifest."""
+
+    documents: int = 0
+    prompts: int = 0  # target prompts that were run
+    transplants: int = 0  # of which with a transplant; each is counted when it is really made
+    promptless: int = 0  # requests without a prompt on one side, scored without a transplant
+    checks: dict[str, float] = field(default_factory=dict)
+
+
+class TransplantLM(TemplateLM):
+    """A decoder behind the harness.
+
+    Args:
+        decoder: the model, or a function that loads it at the first request, so that a fault in the tasks shows first.
+        transplant: None is the vanilla model.
+        batch_size: prompts per forward pass; answers do not depend on it.
+        seed: of sampled generation.
+        promptless: `error` or `vanilla`: what to do with a request that has no prompt on one side.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder | Callable[[], Decoder],
+        transplant: Transplant | None = None,
+        batch_size: int = 8,
+        seed: int = 1234,
+        promptless: str = "error",
+    ) -> None:
+        super().__init__()
+        self._decoder = decoder
+        self.transplant = transplant
+        self.batch_size = batch_size
+        self.seed = seed
+        self.promptless = promptless
+        self.counts = Counts()
+        self._encode = lru_cache(maxsize=65536)(self._encode_uncached)
+
+    @property
+    def decoder(self) -> Decoder:
+        if callable(self._decoder):
+            self._decoder = self._decoder()
+        return self._decoder
+
+    @property
+    def layer_pair(self) -> LayerPair | None:
+        if self.transplant is None:
+            return None
+        return LayerPair.parse(self.transplant.layers, self.decoder.num_layers)
+
+    # --- the harness's contract ---
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> TransplantLM:
+        """Build from the harness's `--model_args`: any key of the evaluate config, e.g.
+        ``{"model": "gemma3_270m", "task": "xcopa", "language_pair": "en-sw", "transplant.layers": [17, 0]}``.
+        """
+        from xtransplant.jobs import lm_from_arguments
+
+        return lm_from_arguments(arg_dict, additional_config or {})
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> TransplantLM:
+        from lm_eval.utils import simple_parse_args_string
+
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        # The harness's response cache knows a request by its arguments alone: not by source prompt or layers.
+        if getattr(cache_hook, "dbdict", None) is not None:
+            raise XTransplantError("use_cache is not possible here: its key holds no layer pair. Leave it out.")
+        super().set_cache_hook(cache_hook)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.decoder.tokenizer
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    @property
+    def max_length(self) -> int:
+        return int(resolve_max_length(self.decoder.model.config, self.tokenizer))
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        if self.tokenizer.chat_template is None:
+            raise XTransplantError(
+                "task.apply_chat_template=true: this model's tokenizer has no chat template. Use false, or an "
+                "instruction-tuned model."
+            )
+        text: str = self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return text
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        return list(self._encode(string, add_special_tokens))
+
+    def _encode_uncached(self, string: str, add_special_tokens: bool | None) -> tuple[int, ...]:
+        # As HFLM.tok_encode: the tokenizer's own special tokens, but never a second BOS.
+        special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
+            special = {"add_special_tokens": False}
+        return tuple(self.tokenizer.encode(string, **special))
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        self._check_prompts(requests)
+        choices: dict[tuple[tuple[int, ...], tuple[int, ...] | None], list[tuple[int, list[int]]]] = {}
+        for n, request in enumerate(requests):
+            context, continuation = request.args
+            if context:
+                prompt, choice = self._encode_pair(context, continuation)
+            else:
+                # As TemplateLM.loglikelihood, which does not let its requests through.
+                prompt, choice = [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
+                if choice[0] == self.prefix_token_id:
+                    prompt, choice = choice[:1], choice[1:]
+            # The harness takes trailing white space of a prompt to the continuation: so for the source prompt.
+            source = self._source_tokens(request, lambda text: text.rstrip(), room=0)
+            # Too long: cut from the left, as HFLM; the last token of the choice is never an input.
+            kept = prompt[-max(1, self.max_length + 1 - len(choice)) :]
+            choices.setdefault((tuple(kept), source), []).append((n, choice))
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        from xtransplant.engine import score
+
+        for prompts, prefix in self._prefilled(list(choices), len(requests), lambda p: len(choices[p]), disable_tqdm):
+            asked = [choices[prompt] for prompt in prompts]
+            scores = score(self.decoder, prefix, [[choice for _, choice in group] for group in asked])
+            for group, found in zip(asked, scores, strict=True):
+                for (n, _), answer in zip(group, found, strict=True):
+                    answers[n] = (answer.logprob, answer.greedy)
+        return answers
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        self._check_prompts(requests)
+        answers = [""] * len(requests)
+        groups: dict[str, list[int]] = {}
+        for n, request in enumerate(requests):
+            groups.setdefault(repr(request.args[1]), []).append(n)
+        for group in groups.values():
+            self._generate_alike(requests, group, answers, disable_tqdm)
+        return answers
+
+    def _generate_alike(
+        self, requests: list[Instance], group: list[int], answers: list[str], disable_tqdm: bool
+    ) -> None:
+        from xtransplant.engine import generate
+
+        arguments = normalize_gen_kwargs(requests[group[0]].args[1])
+        limit = arguments.pop("max_gen_toks")
+        # As HFLM: the end-of-text token's text is a stop sequence too.
+        until = handle_stop_sequences(
+            arguments.pop("until", None), eos=self.tokenizer.decode(self.eot_token_id, skip_special_tokens=False)
+        )
+        sampling = self._sampling(arguments)
+        if limit >= self.max_length:
+            raise XTransplantError(f"max_gen_toks={limit} leaves no room in the model's {self.max_length} tokens.")
+        wanted: dict[tuple[tuple[int, ...], tuple[int, ...] | None, int], list[int]] = {}
+        seen: Counter[tuple[tuple[int, ...], tuple[int, ...] | None]] = Counter()
+        for n in group:
+            prompt = tuple(self.tok_encode(requests[n].args[0])[-(self.max_length - limit) :])
+            source = self._source_tokens(requests[n], lambda text: text, room=limit)
+            # A sampled answer is drawn anew for each repeat; a greedy one is the same.
+            seen[prompt, source] += 1 if sampling else 0
+            wanted.setdefault((prompt, source, seen[prompt, source]), []).append(n)
+        ends = self._end_tokens()
+
+        def ended(tokens: list[int]) -> bool:
+            if tokens[-1] in ends:
+                return True
+            # A stop sequence ends in the newest tokens; 64 of them hold any that a task has.
+            text = self.tokenizer.decode(tokens[-64:])
+            return any(stop in text for stop in until if stop)
+
+        for prompts, prefix in self._prefilled(list(wanted), len(group), lambda p: len(wanted[p]), disable_tqdm):
+            choose = self._chooser(sampling, prompts) if sampling else None
+            for prompt, tokens in zip(prompts, generate(self.decoder, prefix, limit, ended, choose), strict=True):
+                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+                for n in wanted[prompt]:
+                    answers[n] = postprocess_generated_text(text, stop=until, think_end_token=None)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        if self.transplant is not None:
+            raise XTransplantError(
+                "A loglikelihood_rolling task has no prompt: there is nothing to transplant into. Use a task with "
+                "loglikelihood, multiple_choice or generate_until requests, or transplant.layers=null."
+            )
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        answers = []
+        for request in tqdm(requests, desc="Scoring texts", disable=disable_tqdm):
+            windows = get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            pairs = [((None, None), *make_disjoint_window(window)) for window in windows]
+            answers.append(sum(logprob for logprob, _ in self._loglikelihood_tokens(pairs)))
+        return answers
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
+        from xtransplant.engine import prefill, score
+
+        found = []
+        for _, prompt, choice in requests:
+            answer = score(self.decoder, prefill(self.decoder, [prompt]), [[choice]])[0][0]
+            found.append((answer.logprob, answer.greedy))
+        return found
+
+    # --- prompts ---
+
+    def _check_prompts(self, requests: Sequence[Instance]) -> None:
+        empty = [request for request in requests if not _has_prompts(request)]
+        self.counts.documents += len({(request.task_name, request.doc_id) for request in requests})
+        self.counts.promptless += len(empty)
+        if self.transplant is not None and any(not hasattr(request, "source_prompt") for request in requests):
+            names = sorted({str(request.task_name) for request in requests if not hasattr(request, "source_prompt")})
+            raise XTransplantError(
+                f"No source prompts for {', '.join(names)}: not a target task of the configured family and language "
+                "pair. Give task= and language_pair= that name it."
+            )
+        if empty and self.transplant is not None and self.promptless == "error":
+            first = empty[0]
+            raise XTransplantError(
+                f"{first.task_name}: {len(empty)} of {len(requests)} requests have an empty prompt, e.g. document "
+                f"{first.source_key} ({str(first.args[1])[:80]!r} is all there is): nothing to transplant from or "  # type: ignore[attr-defined]
+                "into. Use a task whose question is in the prompt, e.g. task=paper_xnli for XNLI, or "
+                "task.empty_prompt=vanilla to score such requests without a transplant."
+            )
+
+    def _source_tokens(self, request: Instance, trim: Callable[[str], str], room: int) -> tuple[int, ...] | None:
+        """Token ids of the source prompt; None where no transplant is made."""
+        if self.transplant is None or not _has_prompts(request):
+            return None
+        prompt: str = request.source_prompt  # type: ignore[attr-defined]
+        return tuple(self.tok_encode(trim(prompt))[-(self.max_length - room) :])
+
+    def _prefilled(self, keys: list[Any], total: int, size: Callable[[Any], int], disable_tqdm: bool) -> Any:
+        """Yield batches of (keys, their prefix); a key begins with a prompt and its source prompt (or None)."""
+        # Longest first: the first batch shows whether memory suffices. Transplanted and plain prompts apart.
+        keys = sorted(keys, key=lambda key: (key[1] is None, -len(key[0]), key))
+        self._check_engine([key[0] for key in keys])
+        with tqdm(total=total, desc="Scoring requests", disable=disable_tqdm) as bar:
+            for plain in (False, True):
+                alike = [key for key in keys if (key[1] is None) is plain]
+                for start in range(0, len(alike), self.batch_size):
+                    batch = alike[start : start + self.batch_size]
+                    yield batch, self._prefill(batch)
+                    bar.update(sum(map(size, batch)))
+
+    def _prefill(self, keys: list[Any]) -> Prefix:
+        from xtransplant.engine import prefill, read_and_write
+
+        prompts = [key[0] for key in keys]
+        if keys[0][1] is None:
+            prefix = prefill(self.decoder, prompts)
+        else:
+            pair = self.layer_pair
+            assert self.transplant is not None and pair is not None
+            prefix = read_and_write(
+                self.decoder,
+                [key[1] for key in keys],
+                prompts,
+                self.transplant.component,
+                pair.source,
+                pair.target,
+                self.transplant.site,
+            )
+        self.counts.prompts += len(keys)
+        self.counts.transplants += prefix.written
+        return prefix
+
+    def _check_engine(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Does the engine do on this model, on these prompts, what it claims? Once a run."""
+        from xtransplant.engine import padding_error, self_transplant_error
+
+        if self.counts.checks or not prompts:
+            return
+        # The longest and the shortest: the padding between them is the widest there is.
+        some = [*prompts[: _CHECKED_PROMPTS // 2], *prompts[-_CHECKED_PROMPTS // 2 :]][: len(prompts)]
+        checks = {"padding_invariance": padding_error(self.decoder, some)}
+        pair = self.layer_pair
+        if self.transplant is not None and pair is not None:
+            checks["self_transplant"] = self_transplant_error(
+                self.decoder, some, self.transplant.component, pair.target, self.transplant.site
+            )
+        self.counts.checks = checks
+        dtype = str(self.decoder.model.dtype).removeprefix("torch.")
+        for name, error in checks.items():
+            if not error <= _TOLERANCE.get(dtype, _COARSE_TOLERANCE):
+                raise XTransplantError(
+                    f"The {name} check failed: log-probabilities move by {error:.2g} where nothing should change. "
+                    "Results would be wrong; run `xtransplant doctor` on this model."
+                )
+
+    # --- generation ---
+
+    def _end_tokens(self) -> set[int]:
+        configured = self.decoder.model.generation_config.eos_token_id
+        if configured is None:
+            return {self.eot_token_id}
+        return set(configured) if isinstance(configured, list) else {configured}
+
+    def _sampling(self, arguments: dict[str, Any]) -> dict[str, float] | None:
+        """The sampling parameters, None for greedy decoding. A checkpoint's own defaults are not used."""
+        allowed = {"temperature", "top_k", "top_p", "min_p"}
+        given = {key: value for key, value in arguments.items() if value is not None}
+        plain = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "temperature": 0.0}
+        unknown = {key for key in given if key not in allowed | {"do_sample"} and given[key] != plain.get(key)}
+        if unknown:
+            refused = ", ".join(f"{key}={given[key]}" for key in sorted(unknown))
+            raise XTransplantError(
+                f"Generation arguments {refused} are not supported. Supported: until, max_gen_toks, do_sample, "
+                f"{', '.join(sorted(allowed))}."
+            )
+        penalty = getattr(self.decoder.model.generation_config, "repetition_penalty", None)
+        if penalty not in (None, 1.0):
+            log.warning("The checkpoint's default repetition_penalty=%s is not applied.", penalty)
+        if not given.get("do_sample"):
+            return None
+        return {key: float(given[key]) for key in allowed if key in given}
+
+    def _chooser(self, sampling: dict[str, float], keys: list[Any]) -> Callable[[list[int], Tensor], list[int]]:
+        """Draw next tokens; each prompt has a generator of its own, so that batches do not matter."""
+        import torch
+        from transformers import (
+            LogitsProcessorList,
+            MinPLogitsWarper,
+            TemperatureLogitsWarper,
+            TopKLogitsWarper,
+            TopPLogitsWarper,
+        )
+
+        made: dict[str, Callable[[float], Any]] = {
+            "temperature": TemperatureLogitsWarper,
+            "top_k": lambda k: TopKLogitsWarper(int(k)),
+            "top_p": TopPLogitsWarper,
+            "min_p": MinPLogitsWarper,
+        }
+        neutral = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        warpers = LogitsProcessorList(
+            [make(sampling[name]) for name, make in made.items() if sampling.get(name, neutral[name]) != neutral[name]]
+        )
+        generators = []
+        for key in keys:
+            digest = hashlib.sha256(repr((self.seed, *key)).encode()).digest()
+            generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1))
+
+        def choose(rows: list[int], logits: Tensor) -> list[int]:
+            probabilities = warpers(None, logits).softmax(-1).cpu()  # type: ignore[arg-type]
+            return [
+                int(torch.multinomial(row, 1, generator=generators[n]))
+                for n, row in zip(rows, probabilities, strict=True)
+            ]
+
+        return choose
+
+
+def _has_prompts(request: Instance) -> bool:
+    source = getattr(request, "source_prompt", None)
+    return bool(request.args[0].strip()) and (source is None or bool(source.strip()))
+
+
+def lm_eval_main(arguments: list[str]) -> None:
+    """The harness's own command line, with this model registered and our tasks found."""
+    from importlib.resources import files
+
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.registry import model_registry
+
+    model_registry.register("xtransplant", target="xtransplant.lm:TransplantLM")
+    if arguments[:1] in (["run"], ["ls"]) and "--include_path" not in arguments:
+        arguments = [*arguments, "--include_path", str(files("xtransplant.tasks"))]
+    sys.argv = ["lm-eval", *arguments]
+    cli_evaluate()

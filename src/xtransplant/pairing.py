@@ -1,0 +1,447 @@
+"""Which source-language document belongs to a harness request, and which documents are sample or unseen.
+
+The harness builds both prompts: a target task is wrapped so that, whenever it builds the requests of a document, the
+source task builds those of the parallel document with the same settings and the same few-shot examples, and each
+request carries the other's prompt as `request.source_prompt`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xtransplant.config import LanguagePairConfig, Split, TaskConfig, Unmatched
+from xtransplant.types import XTransplantError
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.task import ConfigurableTask
+
+log = logging.getLogger(__name__)
+
+# A task's name in a YAML file: at the top, or in a list of tasks.
+_TASK_NAME = re.compile(rb"^\s*(?:- )?task:\s*[\"']?([\w.\-]+)", re.MULTILINE)
+
+
+class AlignmentError(XTransplantError):
+    """The two sides are not parallel."""
+
+
+@dataclass
+class Pairing:
+    """A target task, its source task, and which source document belongs to each target document."""
+
+    target: ConfigurableTask
+    source: ConfigurableTask
+    keys: list[str]  # of every target document
+    source_rows: list[int | None]  # source row of every target document; None if it has none
+    rows: list[int] = field(default_factory=list)  # target rows that are evaluated, ascending
+    gold_compared: int = 0
+    gold_equal: int = 0
+    # Found by content, since the harness renumbers documents: digest of a target document -> key, source document.
+    _aligned: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return str(self.target.config.task)
+
+    def key_of(self, doc: dict[str, Any]) -> str:
+        return self._aligned[_digest(doc)][0]
+
+    def source_doc(self, doc: dict[str, Any]) -> dict[str, Any]:
+        return self._aligned[_digest(doc)][1]
+
+
+def language_code(task: TaskConfig, language: str) -> str:
+    """A language as the task names it."""
+    return task.languages.get(language, language)
+
+
+def task_names(task: TaskConfig, pair: LanguagePairConfig) -> list[tuple[str, str]]:
+    """(target task, source task) for each task of the family.
+
+    In a name, {lang} stands for that side's language, {source} and {target} for the pair's, all as the task
+    names them.
+    """
+    codes = {side: language_code(task, getattr(pair, side)) for side in ("source", "target")}
+    targets = [name.format(lang=codes["target"], **codes) for name in task.tasks]
+    sources = [name.format(lang=codes["source"], **codes) for name in task.source_tasks or task.tasks]
+    return list(zip(targets, sources, strict=True))
+
+
+def find_tasks(include_path: Iterable[str] = ()) -> dict[str, Path]:
+    """Every task's name and the folder of its YAML file: the user's, ours, then the harness's.
+
+    Reads names only: the harness's own index, which parses 13,000 files, takes half a minute.
+    """
+    spec = find_spec("lm_eval")
+    assert spec is not None and spec.origin is not None
+    found: dict[str, Path] = {}
+    for root in (*include_path, str(files("xtransplant.tasks")), str(Path(spec.origin).parent / "tasks")):
+        for folder, _, names in os.walk(root):
+            for name in names:
+                if name.endswith(".yaml"):
+                    path = Path(folder, name)
+                    for task in _TASK_NAME.findall(path.read_bytes()):
+                        found.setdefault(task.decode(), path.parent)
+    return found
+
+
+def check(task: TaskConfig, pair: LanguagePairConfig) -> list[str]:
+    """Faults that can be found without building the tasks: languages, names, folders, data files."""
+    faults = []
+    for side in ("source", "target"):
+        language = getattr(pair, side)
+        if task.languages and language not in task.languages:
+            faults.append(
+                f"language_pair.{side}={language}: task {task.name} has no such language"
+                f"{_did_you_mean(language, task.languages)}. It has: {', '.join(sorted(task.languages))}."
+            )
+    if task.source_tasks is not None and len(task.source_tasks) != len(task.tasks):
+        faults.append(
+            f"task.source_tasks has {len(task.source_tasks)} names, task.tasks {len(task.tasks)}. "
+            "Give one source task for each target task."
+        )
+    for folder in task.include_path:
+        if not Path(folder).is_dir():
+            faults.append(f"task.include_path: {folder} is not a folder. Give folders of lm-eval task YAML files.")
+    if task.data_dir is not None and not Path(task.data_dir).is_dir():
+        faults.append(f"task.data_dir={task.data_dir}: no such folder. Give an existing one, or null to use the hub.")
+    if faults:
+        return faults
+    known = find_tasks(task.include_path)
+    for name in dict.fromkeys(name for names in task_names(task, pair) for name in names):
+        if name not in known:
+            faults.append(
+                f"task.tasks: lm-eval has no task {name!r}{_did_you_mean(name, known)}. Allowed: the harness's "
+                "tasks (xtransplant lm-eval ls tasks), ours (tasks/), and those below task.include_path=[folder]."
+            )
+    if task.data_dir is not None:
+        for language in (pair.source, pair.target):
+            for pattern in task.data_files.values():
+                path = Path(task.data_dir, pattern.format(lang=language_code(task, language)))
+                if not path.is_file():
+                    faults.append(f"task.data_dir={task.data_dir}: it has no file {path.relative_to(task.data_dir)}.")
+    return faults
+
+
+def load(task: TaskConfig, pair: LanguagePairConfig, split: Split, limit: int | None, seed: int) -> list[Pairing]:
+    """Load both sides of every task of the family, align their documents, and choose those to evaluate.
+
+    Raises:
+        AlignmentError: the two sides are not parallel; the message shows the first mismatches.
+        XTransplantError: a task or its data cannot be loaded, or no document is left.
+    """
+    known = find_tasks(task.include_path)
+    pairings = []
+    for target_name, source_name in task_names(task, pair):
+        target = _load_task(task, known, target_name, pair.target)
+        source = _load_task(task, known, source_name, pair.source)
+        for side in (target, source):
+            # What the harness's `simple_evaluate` does, and `evaluate` leaves undone.
+            if task.num_fewshot is not None or side.config.num_fewshot is None:
+                side.set_config("num_fewshot", task.num_fewshot or 0)
+            side.set_fewshot_seed(seed)
+        pairing = pair_tasks(target, source, task)
+        pairing.rows = _chosen_rows(pairing, task, split)[:limit]
+        pairings.append(pairing)
+    return pairings
+
+
+def data_dir(task: TaskConfig) -> str | None:
+    """The folder of local data, if there is one."""
+    return task.data_dir if task.data_dir is not None else os.environ.get("XTRANSPLANT_DATA") or None
+
+
+def pair_for(target: ConfigurableTask, task: TaskConfig, pair: LanguagePairConfig) -> Pairing | None:
+    """Pair a task that the harness has built itself; None if it is not one of the family's target tasks.
+
+    Raises:
+        As `load`.
+    """
+    for target_name, source_name in task_names(task, pair):
+        if target_name == target.config.task:
+            source = _load_task(task, find_tasks(task.include_path), source_name, pair.source)
+            return pair_tasks(target, source, task)
+    return None
+
+
+def _load_task(task: TaskConfig, known: dict[str, Path], name: str, language: str) -> ConfigurableTask:
+    from lm_eval.tasks import TaskManager
+
+    folder = data_dir(task)
+    manager = TaskManager(
+        include_path=str(known[name]),
+        include_defaults=False,
+        metadata={"data_dir": folder} if folder is not None else None,  # type: ignore[dict-item]
+    )
+    spec: Any = name
+    if folder is not None and task.data_files:
+        code = language_code(task, language)
+        paths = {part: Path(folder, pattern.format(lang=code)) for part, pattern in task.data_files.items()}
+        if all(path.is_file() for path in paths.values()):
+            local = {
+                "dataset_path": "json",
+                "dataset_name": None,
+                "dataset_kwargs": {"data_files": {part: str(path) for part, path in paths.items()}},
+            }
+            spec = {"group": "local", "task": [{"task": name, **local}]}
+    try:
+        loaded: ConfigurableTask = manager.load([spec])["tasks"][name]  # type: ignore[assignment]
+    except XTransplantError:
+        raise
+    except Exception as error:
+        raise XTransplantError(
+            f"Task {name} could not be loaded: {type(error).__name__}: {str(error).strip()[:500]}. Its data comes "
+            f"from {_origin(manager, name)}: check the network (or HF_HUB_OFFLINE), or give a folder that has it as "
+            "task.data_dir or XTRANSPLANT_DATA."
+        ) from error
+    return loaded
+
+
+def _origin(manager: Any, name: str) -> str:
+    config = manager.task_index[name].cfg or {}
+    return f"the hub's dataset {config['dataset_path']}" if "dataset_path" in config else "the task's own loader"
+
+
+def pair_tasks(target: ConfigurableTask, source: ConfigurableTask, task: TaskConfig) -> Pairing:
+    """Align the documents of two built tasks, and make the target task build the source prompts too.
+
+    Raises:
+        AlignmentError: as `load`.
+    """
+    target_docs, source_docs = list(target.eval_docs), list(source.eval_docs)
+    keys = _keys(target_docs, task.key, target)
+    source_rows: list[int | None]
+    if task.key == "row":
+        if len(target_docs) != len(source_docs):
+            raise AlignmentError(
+                f"{target.config.task} has {len(target_docs)} documents, {source.config.task} {len(source_docs)}: "
+                "not parallel by row. Give the field that aligns them as task.key."
+            )
+        source_rows = list(range(len(target_docs)))
+    else:
+        row_of = {key: row for row, key in enumerate(_keys(source_docs, task.key, source))}
+        source_rows = [row_of.get(key) for key in keys]
+    pairing = Pairing(target, source, keys, source_rows)
+    _check_alignment(pairing, target_docs, source_docs, task)
+    for row, (doc, found) in enumerate(zip(target_docs, source_rows, strict=True)):
+        if found is not None:
+            pairing._aligned[_digest(doc)] = (keys[row], source_docs[found])
+    _attach(pairing, task)
+    return pairing
+
+
+def _chosen_rows(pairing: Pairing, task: TaskConfig, split: Split) -> list[int]:
+    chosen = [
+        row
+        for row, (key, doc) in enumerate(zip(pairing.keys, pairing.target.eval_docs, strict=True))
+        if pairing.source_rows[row] is not None and split in (Split.all, _split_of(key, doc, task))
+    ]
+    if not chosen:
+        raise XTransplantError(
+            f"{pairing.name}: split={split.value} has none of the {len(pairing.keys)} documents. "
+            "Allowed: all, sample, unseen."
+        )
+    return chosen
+
+
+def _keys(docs: Sequence[dict[str, Any]], key: str, task: ConfigurableTask) -> list[str]:
+    if key == "row":
+        return [f"row:{row}" for row in range(len(docs))]
+    names = [name.strip() for name in key.split(",")]
+    missing = [name for name in names if name not in docs[0]]
+    if missing:
+        raise AlignmentError(
+            f"task.key={key}: the documents of {task.config.task} have no field {', '.join(missing)}. They have: "
+            f"{', '.join(docs[0])}. Give one of these, several joined by commas, or `row`."
+        )
+    found = [":".join(str(doc[name]) for name in names) for doc in docs]
+    repeated = [value for value, count in Counter(found).items() if count > 1]
+    if repeated:
+        raise AlignmentError(
+            f"task.key={key}: {len(repeated)} keys of {task.config.task} occur more than once, e.g. "
+            f"{', '.join(repeated[:3])}. Join several fields by commas so that a key names one document."
+        )
+    return found
+
+
+def _check_alignment(
+    pairing: Pairing, target_docs: list[dict[str, Any]], source_docs: list[dict[str, Any]], task: TaskConfig
+) -> None:
+    target, source, rows = pairing.target, pairing.source, pairing.source_rows
+    names = f"{target.config.task} and {source.config.task} are not parallel"
+    missing = [pairing.keys[row] for row, found in enumerate(rows) if found is None]
+    if missing and (task.unmatched is Unmatched.error or len(missing) == len(rows)):
+        raise AlignmentError(
+            f"{names}: {len(missing)} of {len(rows)} documents have no counterpart with the same {task.key}, e.g. "
+            f"{', '.join(missing[:5])}. Name the aligning field as task.key, or leave such documents out with "
+            "task.unmatched=drop."
+        )
+    aligned = [(row, found) for row, found in enumerate(rows) if found is not None]
+    if target.config.doc_to_choice is not None and source.config.doc_to_choice is not None:
+        counts = [
+            (row, len(target.doc_to_choice(target_docs[row])), len(source.doc_to_choice(source_docs[found])))
+            for row, found in aligned
+        ]
+        unlike = [(row, ours, theirs) for row, ours, theirs in counts if ours != theirs]
+        if unlike:
+            row, ours, theirs = unlike[0]
+            raise AlignmentError(
+                f"{names}: {len(unlike)} of {len(aligned)} documents differ in the number of choices, first "
+                f"{pairing.keys[row]}: {ours} against {theirs}."
+            )
+    if task.gold is None:
+        return
+    for side, docs in ((target, target_docs), (source, source_docs)):
+        if task.gold not in docs[0]:
+            raise AlignmentError(
+                f"task.gold={task.gold}: the documents of {side.config.task} have no such field. They have: "
+                f"{', '.join(docs[0])}. Give a label that no language changes, or null for no check."
+            )
+    golds = [(row, found, target_docs[row][task.gold], source_docs[found][task.gold]) for row, found in aligned]
+    # A side whose labels are withheld (-1, empty) says nothing.
+    known = [item for item in golds if not {item[2], item[3]} & {-1, None, ""}]
+    unequal = [item for item in known if item[2] != item[3]]
+    pairing.gold_compared, pairing.gold_equal = len(known), len(known) - len(unequal)
+    if known and 1 - len(unequal) / len(known) < task.min_gold_agreement:
+        shown = "\n".join(
+            f"  {pairing.keys[row]}: {task.gold} {ours!r} against {theirs!r}\n"
+            f"    {_brief(target.doc_to_text(target_docs[row]))}\n    {_brief(source.doc_to_text(source_docs[found]))}"
+            for row, found, ours, theirs in unequal[:3]
+        )
+        raise AlignmentError(
+            f"{names}: the gold label agrees in {len(known) - len(unequal)} of {len(known)} documents, "
+            f"below task.min_gold_agreement={task.min_gold_agreement}. First mismatches:\n{shown}\n"
+            "The source prompts would belong to other documents. Mend the data, or take another language pair."
+        )
+
+
+def _split_of(key: str, doc: dict[str, Any], task: TaskConfig) -> Split:
+    given = doc.get(task.split_field) if task.split_field is not None else None
+    if given is None:
+        return Split.sample if hashlib.sha256(key.encode()).digest()[0] % 2 == 0 else Split.unseen
+    if given not in ("sample", "unseen"):
+        raise XTransplantError(
+            f"task.split_field={task.split_field}: document {key} says {given!r} there; allowed are 'sample' and "
+            "'unseen'. null draws halves by a hash of the key."
+        )
+    return Split(given)
+
+
+def _attach(pairing: Pairing, task: TaskConfig) -> None:
+    """Make the target task build the source prompt beside each of its own."""
+    target, source = pairing.target, pairing.source
+    build_target, context_of_target = target.construct_requests, target.fewshot_context
+    settings: dict[str, Any] = {}
+
+    def fewshot_context(doc: dict[str, Any], **arguments: Any) -> Any:
+        settings.clear()
+        settings.update(arguments)
+        return context_of_target(doc, **arguments)
+
+    def construct_requests(doc: dict[str, Any], ctx: Any, **arguments: Any) -> Any:
+        requests = build_target(doc=doc, ctx=ctx, **arguments)
+        source_doc = pairing.source_doc(doc)
+        context = source.fewshot_context(source_doc, **(settings | {"gen_prefix": source.doc_to_prefix(source_doc)}))
+        parallel = source.construct_requests(doc=source_doc, ctx=context, **arguments)
+        for request, other in zip(_listed(requests), _listed(parallel), strict=True):
+            request.source_prompt = other.args[0]
+            request.source_key = pairing.key_of(doc)
+        return requests
+
+    # The harness calls both as methods of the task, with these names.
+    target.fewshot_context, target.construct_requests = fewshot_context, construct_requests  # type: ignore[method-assign]
+    if hasattr(target, "sampler") and hasattr(source, "sampler"):
+        _share_shots(pairing, task)
+
+
+def _share_shots(pairing: Pairing, task: TaskConfig) -> None:
+    """Give the source task the counterparts of the few-shot examples that the target task drew."""
+    target, source = pairing.target.sampler, pairing.source.sampler
+    draw = target.sample
+    drawn: list[dict[str, Any]] = []
+    target_pool, source_pool = list(target.fewshot_docs()), list(source.fewshot_docs())
+    key = task.key if target_pool and all(name.strip() in target_pool[0] for name in task.key.split(",")) else "row"
+    counterpart: dict[str, dict[str, Any] | None] = {}
+
+    def sample(*args: Any, **kwargs: Any) -> Any:
+        drawn[:] = draw(*args, **kwargs)
+        return list(drawn)
+
+    def counterparts(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        if not counterpart:
+            by_key = dict(zip(_keys(source_pool, key, pairing.source), source_pool, strict=True))
+            for doc, name in zip(target_pool, _keys(target_pool, key, pairing.target), strict=True):
+                counterpart[_digest(doc)] = by_key.get(name)
+        found = [counterpart.get(_digest(doc)) for doc in drawn]
+        if None in found:
+            raise AlignmentError(
+                f"{pairing.source.config.task} has no counterpart of a few-shot example of {pairing.name}: the two "
+                f"few-shot splits are not parallel by {key}. Use task.num_fewshot=0."
+            )
+        return [doc for doc in found if doc is not None]
+
+    target.sample, source.sample = sample, counterparts  # type: ignore[method-assign]
+
+
+def trivial_baseline(pairing: Pairing, task: TaskConfig) -> float | None:
+    """Accuracy of always giving the evaluated documents' most frequent answer; None where answers are free text."""
+    docs = [pairing.target.eval_docs[row] for row in pairing.rows]
+    golds = (
+        [doc[task.gold] for doc in docs] if task.gold is not None else [pairing.target.doc_to_target(d) for d in docs]
+    )
+    if task.gold is None and not all(isinstance(gold, int) for gold in golds):
+        return None
+    return Counter(golds).most_common(1)[0][1] / len(golds)
+
+
+def prompts_digest(requests: Sequence[Instance]) -> dict[str, str]:
+    """sha256 over all prompts of each side, in the order of the requests."""
+    return {
+        "source": texts_digest(request.source_prompt for request in requests),  # type: ignore[attr-defined]
+        "target": texts_digest(request.args[0] for request in requests),
+    }
+
+
+def docs_digest(docs: Iterable[dict[str, Any]]) -> str:
+    """sha256 over documents, in order: the fingerprint of the data that was used."""
+    return texts_digest(map(_digest, docs))
+
+
+def texts_digest(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "big") + encoded)
+    return digest.hexdigest()
+
+
+def _digest(doc: dict[str, Any]) -> str:
+    text = json.dumps(doc, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _listed(requests: Any) -> list[Any]:
+    return requests if isinstance(requests, list) else [requests]
+
+
+def _brief(text: Any) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= 100 else f"{line[:99]}…"
+
+
+def _did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    close = difflib.get_close_matches(given, list(allowed), n=3, cutoff=0.7)
+    return f" (did you mean {', '.join(close)}?)" if close else ""

@@ -1,0 +1,82 @@
+"""Results as tables that a person reads in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from xtransplant.record import Run
+
+
+def run_table(run: Run) -> str:
+    """One run: a row per task and metric, with the trivial baseline and the number of documents."""
+    rows = []
+    for name, facts in run.manifest["tasks"].items():
+        for metric, value, error in _metrics(run.results["results"][name]):
+            baseline = facts["trivial_baseline"] if metric in ("acc", "exact_match") else None
+            rows.append([name, metric, _number(value, error), _number(baseline), str(facts["documents"])])
+    return _table(["task", "metric", "value ± stderr", "trivial", "documents"], rows)
+
+
+def summary_table(runs: Sequence[Run]) -> str:
+    """Many runs: a row per model, task family and language pair, a column per condition.
+
+    Accuracy (the first metric where there is none), averaged over the documents of the family's tasks.
+    """
+    conditions = sorted({run.manifest["condition"] for run in runs}, key=lambda c: (c != "vanilla", c))
+    cells: dict[tuple[str, ...], dict[str, tuple[float, float | None, int]]] = {}
+    for run in runs:
+        row = tuple(str(run.manifest[key]) for key in ("model_name", "task_name", "language_pair", "split"))
+        value, baseline, documents = _pooled(run)
+        cells.setdefault(row, {})[run.manifest["condition"]] = (value, baseline, documents)
+    rows = []
+    for row, found in sorted(cells.items()):
+        vanilla = found.get("vanilla")
+        line = list(row)
+        for condition in conditions:
+            cell = found.get(condition)
+            text = "-" if cell is None else f"{cell[0]:.3f}"
+            if cell is not None and vanilla is not None and condition != "vanilla":
+                text += f" ({cell[0] - vanilla[0]:+.3f})"
+            line.append(text)
+        some = next(iter(found.values()))
+        rows.append([*line, _number(some[1]), str(some[2])])
+    return _table(["model", "task", "pair", "split", *conditions, "trivial", "documents"], rows)
+
+
+def _pooled(run: Run) -> tuple[float, float | None, int]:
+    tasks = run.manifest["tasks"]
+    documents = sum(facts["documents"] for facts in tasks.values())
+    total, trivial = 0.0, 0.0
+    for name, facts in tasks.items():
+        metrics = {metric: value for metric, value, _ in _metrics(run.results["results"][name])}
+        total += metrics.get("acc", next(iter(metrics.values()))) * facts["documents"]
+        trivial += (facts["trivial_baseline"] or 0.0) * facts["documents"]
+    known = all(facts["trivial_baseline"] is not None for facts in tasks.values())
+    return total / documents, trivial / documents if known else None, documents
+
+
+def _metrics(result: dict[str, Any]) -> list[tuple[str, float, float | None]]:
+    """(metric, value, standard error) of a task, as the harness names them: ``metric,filter``."""
+    found = []
+    for key, value in result.items():
+        metric, _, name = key.partition(",")
+        if name and not metric.endswith("_stderr") and isinstance(value, int | float):
+            error = result.get(f"{metric}_stderr,{name}")
+            label = metric if name == "none" else f"{metric} ({name})"
+            found.append((label, float(value), error if isinstance(error, int | float) else None))
+    return found
+
+
+def _number(value: float | None, error: float | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

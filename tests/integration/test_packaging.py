@@ -1,0 +1,143 @@
+"""Whoever installs xtransplant, from the repository or from a wheel, has every config and task file."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.resources
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+MAPPED = {"xtransplant.conf": "conf", "xtransplant.tasks": "tasks"}  # package -> folder of the repository
+LEFTOVERS = shutil.ignore_patterns("__pycache__", "*.py[co]", "*.egg-info")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment in which only the wheel is installed; the other packages are this one's."""
+
+    bin: Path
+    elsewhere: Path  # an empty folder to run in
+
+    def run(self, program: str, *arguments: str) -> str:
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        command = [str(self.bin / program), *arguments]
+        result = subprocess.run(command, cwd=self.elsewhere, env=variables, capture_output=True, text=True)
+        assert result.returncode == 0, f"{command}: {result.stdout}\n{result.stderr}"
+        return result.stdout
+
+
+def files_below(folder: Path) -> set[str]:
+    """Every file below `folder`, relative to it, except those that Python compiles."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {path.as_posix() for path in paths if "__pycache__" not in path.parts}
+
+
+@pytest.fixture(scope="module")
+def wheel(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that is built from the source distribution, as an index would hand it on.
+
+    Built from a copy: a list of files left over from an earlier build would be taken into account.
+    """
+    copy = tmp_path_factory.mktemp("sources")
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
+        if (project_root / name).exists():
+            shutil.copy(project_root / name, copy)
+    for name in ("src", "conf", "tasks"):
+        shutil.copytree(project_root / name, copy / name, ignore=LEFTOVERS)
+    # What runs in a checkout leave behind must stay out.
+    (copy / "tasks" / "__pycache__").mkdir()
+    (copy / "tasks" / "__pycache__" / "left.cpython-311.pyc").touch()
+    result = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(copy / "dist"), str(copy)],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    (built,) = (copy / "dist").glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=os.name != "nt")
+    scheme = {"base": str(folder), "platbase": str(folder)}
+    bin_ = Path(sysconfig.get_path("scripts", "venv", vars=scheme))
+    site = Path(sysconfig.get_path("purelib", "venv", vars=scheme))
+    # A folder that a .pth file adds has its own .pth files ignored, and with them the editable install.
+    site.joinpath("others.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    pip = [sys.executable, "-m", "pip", "--python", str(bin_ / "python"), "--disable-pip-version-check"]
+    install = ["install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", str(wheel)]
+    result = subprocess.run([*pip, *install], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return Environment(bin_, tmp_path_factory.mktemp("elsewhere"))
+
+
+@pytest.mark.parametrize("package", MAPPED)
+def test_this_environment_sees_every_file(package: str, project_root: Path) -> None:
+    """The editable install that `make install` makes."""
+    seen = files_below(Path(str(importlib.resources.files(package))))
+    assert seen == files_below(project_root / MAPPED[package])
+
+
+def test_the_wheel_holds_every_file_and_no_other(wheel: Path, project_root: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    sources = {"xtransplant": "src/xtransplant", **MAPPED}
+    expected = {
+        f"{package.replace('.', '/')}/{name}"
+        for package, folder in sources.items()
+        for name in files_below(project_root / folder)
+    }
+    assert packed == expected, (
+        f"missing from the wheel: {sorted(expected - packed)}; too many: {sorted(packed - expected)}; "
+        "see [tool.setuptools] in pyproject.toml"
+    )
+
+
+def test_the_wheel_runs_from_any_folder(installed: Environment, project_root: Path) -> None:
+    program = (
+        "import importlib.resources as r, xtransplant; print(xtransplant.__file__);"
+        f"print(*[r.files(package) for package in {list(MAPPED)}], sep='\\n')"
+    )
+    places = [Path(line) for line in installed.run("python", "-c", program).splitlines()]
+    environment = installed.bin.parent.resolve()
+    assert all(environment in place.resolve().parents for place in places), places
+    for place, folder in zip(places[1:], MAPPED.values(), strict=True):
+        assert files_below(place) == files_below(project_root / folder)
+
+
+def test_the_wheel_brings_the_command(installed: Environment) -> None:
+    if importlib.util.find_spec("xtransplant.cli") is None:
+        pytest.skip("cli.py does not exist yet")
+    assert "evaluate" in installed.run("xtransplant", "--help")
+
+
+def test_version_and_entry_point(project_root: Path) -> None:
+    import xtransplant
+
+    assert importlib.metadata.version("xtransplant") == xtransplant.__version__
+    (entry,) = importlib.metadata.entry_points(group="lm_eval.models", name="xtransplant")
+    if importlib.util.find_spec("xtransplant.lm") is None:
+        pytest.skip("lm.py does not exist yet")
+    assert isinstance(entry.load(), type)
+
+
+def test_constraints_are_plain_pins(project_root: Path) -> None:
+    """No address of a registry and no build tag: the file must work with any index."""
+    lines = project_root.joinpath("constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert lines
+    for line in lines:
+        name, _, version = line.partition("==")
+        assert name.replace("-", "").replace("_", "").isalnum(), line
+        assert version.replace(".", "").isalnum(), line

@@ -1,0 +1,173 @@
+"""Which documents are parallel, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.local_tasks import documents, write_tasks
+from xtransplant import pairing
+from xtransplant.config import LanguagePairConfig, Split, TaskConfig, Unmatched
+from xtransplant.types import XTransplantError
+
+PAIR = LanguagePairConfig("en", "sw")
+
+
+def config(folder: Path, **values: Any) -> TaskConfig:
+    given = {"name": "colour", "tasks": ["colour_choice_{lang}"], "key": "id", "gold": "label"}
+    return TaskConfig(**(given | {"include_path": [str(folder)]} | values))
+
+
+def load(folder: Path, split: Split = Split.all, limit: int | None = None, **values: Any) -> pairing.Pairing:
+    return pairing.load(config(folder, **values), PAIR, split, limit, 1)[0]
+
+
+def test_documents_are_aligned_by_key_in_any_order(tmp_path: Path) -> None:
+    found = load(write_tasks(tmp_path, en=documents("en")[::-1]))
+    assert found.source_rows == list(range(9, -1, -1))
+    for row, doc in enumerate(found.target.eval_docs):
+        assert found.source_doc(doc)["id"] == doc["id"] == found.keys[row]
+    assert (found.gold_compared, found.gold_equal) == (10, 10)
+
+
+def test_a_key_may_be_several_fields_or_the_row(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path)
+    assert load(folder, key="id,label").keys[1] == "doc-1:1"
+    assert load(folder, key="row").keys[1] == "row:1"
+
+
+def test_misplaced_labels_are_refused_with_the_first_mismatches(tmp_path: Path) -> None:
+    rows = documents("sw")[:4] + documents("sw", shift=1)[4:]
+    with pytest.raises(pairing.AlignmentError) as fault:
+        load(write_tasks(tmp_path, sw=rows))
+    message = str(fault.value)
+    assert "agrees in 4 of 10 documents" in message
+    assert "doc-4: label 2 against 1" in message and "Rangi ya Egypt" in message and "The colour of Egypt" in message
+    # The limit does not hide it: all documents are compared.
+    with pytest.raises(pairing.AlignmentError):
+        load(tmp_path, limit=2)
+    assert load(tmp_path, min_gold_agreement=0.4).gold_equal == 4
+    assert load(tmp_path, gold=None).gold_compared == 0
+
+
+def test_withheld_labels_are_not_compared(tmp_path: Path) -> None:
+    hidden = [row | {"label": -1} for row in documents("en")]
+    found = load(write_tasks(tmp_path, en=hidden))
+    assert found.gold_compared == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "values", "message"),
+    [
+        ({"choices": ["one", "two"]}, {}, "10 of 10 documents differ in the number of choices, first doc-0: 3 against 2"),
+        ({"id": "same"}, {}, "1 keys of colour_choice_en occur more than once, e.g. same"),
+        ({}, {"key": "idx"}, "no field idx. They have: question"),
+        ({}, {"gold": "answer"}, "no such field. They have: question"),
+    ],
+)
+def test_what_is_not_parallel_is_refused(
+    tmp_path: Path, change: dict[str, Any], values: dict[str, Any], message: str
+) -> None:
+    folder = write_tasks(tmp_path, en=[row | change for row in documents("en")])
+    with pytest.raises(pairing.AlignmentError) as fault:
+        load(folder, **values)
+    assert message.replace("question", "") in str(fault.value).replace("question", "")
+
+
+def test_documents_without_a_counterpart_are_refused_or_dropped(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path, en=documents("en")[:7])
+    with pytest.raises(pairing.AlignmentError, match=r"3 of 10 documents have no counterpart .* doc-7, doc-8, doc-9"):
+        load(folder)
+    found = load(folder, unmatched=Unmatched.drop)
+    assert found.rows == list(range(7)) and found.source_rows.count(None) == 3
+    with pytest.raises(pairing.AlignmentError, match="10 documents, colour_choice_en 7: not parallel by row"):
+        load(folder, key="row")
+
+
+def test_halves_are_stable_disjoint_and_complete(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path)
+    sample, unseen = load(folder, Split.sample).rows, load(folder, Split.unseen).rows
+    assert sorted(sample + unseen) == list(range(10)) and sample and unseen
+    assert load(folder, Split.sample, limit=1).rows == sample[:1]
+    given = [row | {"half": "sample" if n < 3 else "unseen"} for n, row in enumerate(documents("sw"))]
+    folder = write_tasks(tmp_path / "given", sw=given)
+    assert load(folder, Split.sample, split_field="half").rows == [0, 1, 2]
+    folder = write_tasks(tmp_path / "wrong", sw=[row | {"half": "train"} for row in documents("sw")])
+    with pytest.raises(XTransplantError, match="'train'"):
+        load(folder, Split.sample, split_field="half")
+
+
+def test_shots_without_a_counterpart_are_refused(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path)
+    shots = (folder / "en.shots.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "en.shots.jsonl").write_text("".join(shots[:2]), encoding="utf-8")
+    found = load(folder, num_fewshot=3)
+    with pytest.raises(pairing.AlignmentError, match="no counterpart of a few-shot example"):
+        found.target.build_all_requests(samples=found.rows)
+
+
+def test_a_language_with_itself(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path)
+    found = pairing.load(config(folder, num_fewshot=2), LanguagePairConfig("sw", "sw"), Split.all, None, 1)[0]
+    found.target.build_all_requests(samples=found.rows)
+    for request in found.target.instances:
+        assert request.source_prompt == request.args[0]  # type: ignore[attr-defined]
+
+
+def test_names_and_languages_are_checked_before_anything_is_built(tmp_path: Path) -> None:
+    task = config(write_tasks(tmp_path), languages={"en": "en", "sw": "sw"})
+    assert pairing.check(task, PAIR) == []
+    [fault] = pairing.check(task, LanguagePairConfig("en", "swa"))
+    assert "no such language (did you mean sw?)" in fault and "It has: en, sw" in fault
+    [one, two] = pairing.check(config(tmp_path, tasks=["colour_choise_{lang}"]), PAIR)
+    assert "did you mean colour_choice_sw" in one and "did you mean colour_choice_en" in two
+    [fault] = pairing.check(config(tmp_path, include_path=[str(tmp_path / "none")]), PAIR)
+    assert "is not a folder" in fault
+
+
+def test_names_of_both_languages_may_be_in_a_tasks_name() -> None:
+    task = TaskConfig(
+        name="x", tasks=["t_{source}_{target}"], source_tasks=["s_{lang}"], key="id", languages={"en": "eng", "sw": "swa"}
+    )
+    assert pairing.task_names(task, PAIR) == [("t_eng_swa", "s_eng")]
+
+
+def test_every_task_of_the_harness_is_found_by_name() -> None:
+    from lm_eval.tasks import TaskManager
+
+    found = pairing.find_tasks()
+    for name in ("xcopa_sw", "mgsm_direct_bn", "belebele_swh_Latn", "global_mmlu_full_en_anatomy", "hellaswag"):
+        manager = TaskManager(include_path=str(found[name]), include_defaults=False)
+        assert name in manager.all_subtasks
+
+
+@pytest.mark.data
+def test_german_of_the_papers_unseen_xnli_is_refused(data_dir: Path) -> None:
+    from xtransplant.compose import compose
+
+    task = compose("evaluate", ["task=paper_xnli", f"task.data_dir={data_dir}"]).task  # type: ignore[union-attr]
+    with pytest.raises(pairing.AlignmentError, match="unseen:210"):
+        pairing.load(task, LanguagePairConfig("en", "de"), Split.unseen, 50, 1)
+    assert pairing.load(task, LanguagePairConfig("en", "sw"), Split.unseen, 50, 1)[0].rows
+
+
+@pytest.mark.data
+def test_stock_xnli_has_no_prompt_to_transplant_into(data_dir: Path) -> None:
+    from xtransplant.lm import Transplant, TransplantLM
+    from xtransplant.types import Component, Site
+
+    task = TaskConfig(
+        name="xnli", tasks=["xnli_{lang}"], key="idx", gold="label", data_dir=str(data_dir),
+        data_files={"validation": "xnli/{lang}.validation.jsonl", "train": "xnli/{lang}.train.jsonl"},
+    )  # fmt: skip
+    found = pairing.load(task, PAIR, Split.all, 5, 1)[0]
+    found.target.build_all_requests(samples=found.rows)
+
+    def never() -> Any:
+        raise AssertionError("the model was loaded")
+
+    lm = TransplantLM(never, Transplant(Component.ffn, Site.module, [0, 0]))
+    with pytest.raises(XTransplantError, match=r"xnli_sw: 15 of 15 requests have an empty prompt"):
+        lm.loglikelihood(found.target.instances)
