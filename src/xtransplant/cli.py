@@ -66,14 +66,14 @@ def _main(arguments: list[str]) -> int:
         return 0
     job, *rest = arguments
     if job == _LM_EVAL:
-        from xtransplant import lm
+        from xtransplant import jobs
 
-        lm.lm_eval_main(rest)
+        jobs.lm_eval(rest)
         return 0
     if job not in JOBS:
-        jobs = [*JOBS, _LM_EVAL]
+        known = [*JOBS, _LM_EVAL]
         raise XTransplantError(
-            f"{job}: not a job. {did_you_mean(job, jobs)}Jobs: {', '.join(jobs)}. "
+            f"{job}: not a job. {did_you_mean(job, known)}Jobs: {', '.join(known)}. "
             "The job comes first, e.g. xtransplant evaluate language_pair=en-sw."
         )
     options, overrides, faults = _split(rest)
@@ -138,7 +138,7 @@ def _run_job(job: str, options: dict[str, str], overrides: list[str]) -> int:
         if faults:
             raise refusal(list(dict.fromkeys(faults)))
         if "--hydra-help" in options:
-            hydra.hydra_help(config_name, get_args_parser(), Namespace(overrides=request.overrides))
+            hydra.hydra_help(config_name, get_args_parser(), Namespace(overrides=[]))
         elif "--info" in options:
             hydra.show_info(options["--info"] or "all", config_name, request.overrides)
         elif "--cfg" in options:
@@ -235,7 +235,7 @@ def _job_help(job: str) -> str:
         if isinstance(each, dict)
         for group, choice in each.items()
     }
-    lines = [f"xtransplant {job} key=value …    {JOBS[job].__doc__}", "", *(f"  {each}" for each in commands)]
+    lines = [f"xtransplant {job} key=value …", "", JOBS[job].__doc__ or "", "", *(f"  {each}" for each in commands)]
     if defaults:
         lines += ["", "Choices, each a file in conf/<group>/ (the first is the default):", ""]
         rows = []
@@ -271,3 +271,7 @@ def _columns(rows: Sequence[tuple[str, str]]) -> list[str]:
             for start, part in zip([left, *[""] * len(wrapped)], wrapped, strict=False)
         ]
     return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

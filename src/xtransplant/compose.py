@@ -41,6 +41,7 @@ from xtransplant.config import (
     keys,
     refusal,
     shown,
+    template_faults,
     validate,
 )
 from xtransplant.types import XTransplantError
@@ -50,10 +51,12 @@ _OTHER_CHOICES = {
     "model": "Any other model: model=hf model.path=<hub id, folder or GGUF file>.",
     "task": "Any other parallel tasks: a YAML file task/<name>.yaml in a folder given as --config-dir.",
     "language_pair": "Any two language codes of two or three letters: language_pair=<source>-<target>, e.g. en-sw "
-    "or en-zh_CN; or language_pair.source=<code> language_pair.target=<code>.",
+    "or en-zh-Hant; or language_pair.source=<code> language_pair.target=<code>.",
 }
 
-_CODE = "[a-z]{2,3}(?:_[A-Za-z0-9]+)*"
+# A language code with subtags, e.g. sw, zh-Hant, zh_CN. After a hyphen they begin with a capital or a digit, so that
+# it is clear where the second language of a pair begins.
+_CODE = "[a-z]{2,3}(?:_[A-Za-z0-9]+|-[A-Z0-9][A-Za-z0-9]*)*"
 _LANGUAGE_PAIR = re.compile(rf"language_pair/(?P<source>{_CODE})-(?P<target>{_CODE})(?:\.yaml)?")
 
 
@@ -202,7 +205,7 @@ def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:
         num_layers = models.num_layers(config.model)
     faults += validate(config, num_layers, unclear)
     if isinstance(config, EvaluateConfig) and not {"task", "task.tasks", "language_pair"} & set(unclear):
-        faults += pairing.check(config.task, config.language_pair)
+        faults += template_faults(config.task) or pairing.check(config.task, config.language_pair)
     return faults
 
 
@@ -290,7 +293,8 @@ class _Reader:
             meant = [f"{group}={line}" for group in groups if line in self.choices(group)]
             hint = f"Did you mean {meant[0]}? " if meant else ""
             return f"{line}: not of the form key=value. {hint}Give e.g. limit=100; the keys are in the job's --help."
-        quoted = shlex.quote(f"{key}={json.dumps(value, ensure_ascii=False)}")
+        texts = [each.strip() for each in value.strip("[]").split(",")] if value.startswith("[") else value
+        quoted = shlex.quote(f"{key}={json.dumps(texts, ensure_ascii=False)}")
         why = why.splitlines()[0].removeprefix("LexerNoViableAltException: ").partition(" expecting")[0]
         return f"{line}: cannot be read ({why}). Text with special characters needs quotes of its own: {quoted}"
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import string
 import tempfile
 import types
 import typing
@@ -384,7 +385,7 @@ def _evaluate_faults(config: EvaluateConfig, unclear: Collection[str]) -> list[s
         "batch_size": (config.batch_size >= 1, "1 or more"),
         "task.min_gold_agreement": (0 <= task.min_gold_agreement <= 1, "a share, from 0 to 1"),
         "task.num_fewshot": (task.num_fewshot is None or task.num_fewshot >= 0, "0 or more, or null"),
-        "task.tasks": (bool(task.tasks), "at least one lm-eval task, e.g. task.tasks=[xcopa_{lang}]"),
+        "task.tasks": (bool(task.tasks), "at least one lm-eval task, e.g. 'task.tasks=[\"xcopa_{lang}\"]'"),
         "task.fewshot_as_multiturn": (
             task.apply_chat_template or not task.fewshot_as_multiturn,
             "true only with task.apply_chat_template=true",
@@ -403,6 +404,26 @@ def _evaluate_faults(config: EvaluateConfig, unclear: Collection[str]) -> list[s
         )
     if config.output_dir.strip():
         faults += _output_faults(config.output_dir)
+    return faults
+
+
+def template_faults(task: TaskConfig) -> list[str]:
+    """What is wrong with the names that stand for one per language."""
+    given = {
+        "task.tasks": (task.tasks, ("lang", "source", "target")),
+        "task.source_tasks": (task.source_tasks or [], ("lang", "source", "target")),
+        "task.data_files": (task.data_files.values(), ("lang",)),
+    }
+    faults = []
+    for name, (templates, allowed) in given.items():
+        for template in templates:
+            try:
+                fields = {each for _, each, _, _ in string.Formatter().parse(template) if each is not None}
+            except ValueError:
+                fields = {"{"}  # a brace without its counterpart
+            if fields - set(allowed):
+                braces = ", ".join(f"{{{each}}}" for each in allowed)
+                faults.append(f"{name}: {template} cannot be filled in. Allowed in braces: {braces}.")
     return faults
 
 
@@ -465,12 +486,18 @@ def run_name(config: EvaluateConfig, num_layers: int | None = None) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part) for part in parts)[:80]
 
 
-def config_hash(config: EvaluateConfig, num_layers: int | None = None) -> str:
-    """12 hex digits of what is computed: the same for two ways to ask for it, and wherever it runs."""
+def identity(config: EvaluateConfig, num_layers: int | None = None) -> dict[str, Any]:
+    """What is computed, as plain values: the same for two ways to ask for it, and wherever it runs."""
     plain = to_dict(config, num_layers)
     if config.transplant.layers is None:
         plain["transplant"] = None  # which component is not transplanted does not matter
     for name in _NOT_IN_HASH:
         section, _, key = name.rpartition(".")
         del (plain[section] if section else plain)[key]
+    return plain
+
+
+def config_hash(config: EvaluateConfig, num_layers: int | None = None) -> str:
+    """12 hex digits of `identity`."""
+    plain = identity(config, num_layers)
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]

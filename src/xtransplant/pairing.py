@@ -153,6 +153,7 @@ def load(task: TaskConfig, pair: LanguagePairConfig, split: Split, limit: int | 
             if task.num_fewshot is not None or side.config.num_fewshot is None:
                 side.set_config("num_fewshot", task.num_fewshot or 0)
             side.set_fewshot_seed(seed)
+        _check_shots(target)
         pairing = pair_tasks(target, source, task)
         pairing.rows = _chosen_rows(pairing, task, split)[:limit]
         pairings.append(pairing)
@@ -184,7 +185,7 @@ def _load_task(task: TaskConfig, known: dict[str, Path], name: str, language: st
     manager = TaskManager(
         include_path=str(known[name]),
         include_defaults=False,
-        metadata={"data_dir": folder} if folder is not None else None,  # type: ignore[dict-item]
+        metadata={"data_dir": folder} if folder is not None else None,
     )
     spec: Any = name
     if folder is not None and task.data_files:
@@ -198,7 +199,7 @@ def _load_task(task: TaskConfig, known: dict[str, Path], name: str, language: st
             }
             spec = {"group": "local", "task": [{"task": name, **local}]}
     try:
-        loaded: ConfigurableTask = manager.load([spec])["tasks"][name]  # type: ignore[assignment]
+        loaded: ConfigurableTask = manager.load([spec])["tasks"][name]
     except XTransplantError:
         raise
     except Exception as error:
@@ -241,6 +242,20 @@ def pair_tasks(target: ConfigurableTask, source: ConfigurableTask, task: TaskCon
             pairing._aligned[_digest(doc)] = (keys[row], source_docs[found])
     _attach(pairing, task)
     return pairing
+
+
+def _check_shots(task: ConfigurableTask) -> None:
+    shots = task.config.num_fewshot or 0
+    if shots == 0:
+        return
+    pool = list(task.fewshot_docs() or [])
+    # A document is not its own example: where both come from one split, one more is drawn.
+    spare = len(pool) - (task.fewshot_cfg.split in (None, task.config.test_split))
+    if shots > spare:
+        raise XTransplantError(
+            f"task.num_fewshot={shots}: {task.config.task} has {len(pool)} documents to take examples from. "
+            f"Allowed: 0 to {max(spare, 0)}."
+        )
 
 
 def _chosen_rows(pairing: Pairing, task: TaskConfig, split: Split) -> list[int]:
@@ -362,7 +377,7 @@ def _attach(pairing: Pairing, task: TaskConfig) -> None:
         return requests
 
     # The harness calls both as methods of the task, with these names.
-    target.fewshot_context, target.construct_requests = fewshot_context, construct_requests  # type: ignore[method-assign]
+    target.fewshot_context, target.construct_requests = fewshot_context, construct_requests
     if hasattr(target, "sampler") and hasattr(source, "sampler"):
         _share_shots(pairing, task)
 
@@ -393,7 +408,7 @@ def _share_shots(pairing: Pairing, task: TaskConfig) -> None:
             )
         return [doc for doc in found if doc is not None]
 
-    target.sample, source.sample = sample, counterparts  # type: ignore[method-assign]
+    target.sample, source.sample = sample, counterparts
 
 
 def trivial_baseline(pairing: Pairing, task: TaskConfig) -> float | None:
@@ -410,7 +425,7 @@ def trivial_baseline(pairing: Pairing, task: TaskConfig) -> float | None:
 def prompts_digest(requests: Sequence[Instance]) -> dict[str, str]:
     """sha256 over all prompts of each side, in the order of the requests."""
     return {
-        "source": texts_digest(request.source_prompt for request in requests),  # type: ignore[attr-defined]
+        "source": texts_digest(request.source_prompt for request in requests),
         "target": texts_digest(request.args[0] for request in requests),
     }
 

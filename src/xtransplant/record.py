@@ -93,7 +93,7 @@ def find_runs(places: Iterable[str]) -> list[Run]:
         found = [load_run(path.parent) for path in sorted(Path(place).rglob(MANIFEST))]
         if not found:
             raise XTransplantError(
-                f"runs: {place} holds no finished run. Give run folders or folders of them, e.g. runs=[outputs/evaluate]."
+                f"runs: {place} holds no finished run. Give folders of runs, e.g. runs=[outputs/evaluate]."
             )
         runs += [run for run in found if run is not None]
     return runs

@@ -11,7 +11,7 @@ class XTransplantError(Exception):
     """A fault the user can act on: printed as it is, without a traceback."""
 
 
-class Component(str, Enum):
+class Component(Enum):
     """Which module's last-token output is transplanted (METHOD: "granularity")."""
 
     ffn = "ffn"
@@ -21,7 +21,7 @@ class Component(str, Enum):
     attn_as_released = "attn_as_released"
 
 
-class Site(str, Enum):
+class Site(Enum):
     """Where a component is read and written when a norm follows the module."""
 
     module = "module"  # the module's own output, as the paper's models have it

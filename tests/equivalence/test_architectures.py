@@ -113,9 +113,7 @@ def test_any_batch_gives_the_single_prompt_result(case: str) -> None:
     for size in (2, 3, 4):
         batched = torch.cat(
             [
-                engine.read_and_write(
-                    decoder, SOURCES[n : n + size], TARGETS[n : n + size], Component.ffn, 3, 1
-                ).logits
+                engine.read_and_write(decoder, SOURCES[n : n + size], TARGETS[n : n + size], Component.ffn, 3, 1).logits
                 for n in range(0, len(TARGETS), size)
             ]
         )
@@ -222,7 +220,7 @@ def test_no_hook_is_left_after_success_or_failure() -> None:
 
 def test_unknown_architecture_says_how_to_name_its_modules() -> None:
     model = tiny("llama")
-    model.config.model_type = "brand_new"
+    model.config.model_type = "brand_new"  # type: ignore[misc]
     with pytest.raises(XTransplantError, match=r"model\.modules=\{layers: model\.layers") as fault:
         Decoder(model, None)  # type: ignore[arg-type]
     assert "self_attn" in str(fault.value) and "xtransplant doctor" in str(fault.value)
@@ -241,13 +239,13 @@ def test_support_table_in_the_docs(project_root: Path) -> None:
     lines = [
         "# Supported architectures",
         "",
-        "Written by `tests/equivalence/test_architectures.py` (XTRANSPLANT_UPDATE_DOCS=1 writes it anew). Each row in the",
-        "column *tested* stands on a tiny random checkpoint of that architecture: captured attention + FFN outputs account",
-        "for the change of the residual stream, a self-transplant changes nothing, batches equal single prompts, and scores",
-        "and generated tokens equal full forwards with one hook.",
+        "Written by `tests/equivalence/test_architectures.py` (XTRANSPLANT_UPDATE_DOCS=1 writes it anew). Each",
+        "`yes` stands on a tiny random checkpoint of that architecture: captured attention + FFN outputs account for",
+        "the change of the residual stream, a self-transplant changes nothing, batches equal single prompts, and",
+        "scores and generated tokens equal full forwards with one hook.",
         "",
-        "`branch` names what is added to the residual stream where a norm follows the module (`transplant.site=branch`);",
-        "elsewhere both sites are the same.",
+        "`branch` names what is added to the residual stream where a norm follows the module",
+        "(`transplant.site=branch`); elsewhere both sites are the same.",
         "",
         "| model_type | layers | attn | ffn | attn branch | ffn branch | tested |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -16,8 +16,7 @@ from tests.integration.local_tasks import documents, write_tasks
 from xtransplant import pairing
 from xtransplant.config import LanguagePairConfig, ModelConfig, Split, TaskConfig
 from xtransplant.engine import Decoder
-from xtransplant.jobs import load_decoder
-from xtransplant.lm import Transplant, TransplantLM
+from xtransplant.lm import Transplant, TransplantLM, load_decoder
 from xtransplant.types import Component, Site, XTransplantError
 
 PAIR = LanguagePairConfig("en", "sw")
@@ -66,7 +65,9 @@ def assert_alike(ours: list[Any], theirs: list[Any]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shots", [0, 2])
 @pytest.mark.parametrize("chat", [False, True])
-def test_vanilla_equals_hflm(checkpoint: Path, decoder: Decoder, tasks: Path, kind: str, shots: int, chat: bool) -> None:
+def test_vanilla_equals_hflm(
+    checkpoint: Path, decoder: Decoder, tasks: Path, kind: str, shots: int, chat: bool
+) -> None:
     settings: dict[str, Any] = {}
     if chat:
         settings = {"apply_chat_template": True, "system_instruction": "Be brief.", "fewshot_as_multiturn": True}
@@ -91,7 +92,7 @@ def test_transplant_through_the_harness_equals_hooked_forwards(
         requests = [request for request in found.target.instances if request.doc_id == doc_id]
         for request, [answer] in zip(requests, resps, strict=True):
             target = encode(request.args[0])
-            source = encode(request.source_prompt)  # type: ignore[attr-defined]
+            source = encode(request.source_prompt)
             if isinstance(answer, str):
                 tokens: list[int] = []
                 for _ in range(9):
@@ -127,7 +128,8 @@ def test_few_shot_examples_are_the_same_on_both_sides(tasks: Path) -> None:
     swahili = {row["id"]: row["question"] for row in documents("sw")}
     drawn = set()
     for request in found.target.instances:
-        target_shots, source_shots = (text.split("\n\n") for text in (request.args[0], request.source_prompt))  # type: ignore[attr-defined]
+        target_shots = str(request.args[0]).split("\n\n")
+        source_shots = str(request.source_prompt).split("\n\n")
         assert len(target_shots) == len(source_shots) == 4
         for ours, theirs in zip(target_shots, source_shots, strict=True):
             # Longest first: a question may begin another one.
@@ -141,8 +143,8 @@ def test_documents_are_found_by_content_not_by_number(decoder: Decoder, tasks: P
     found = pairing.load(task_config(tasks, "choice"), PAIR, Split.all, None, 1)[0]
     found.rows = [3, 7]  # the harness numbers these 0 and 1
     answers(TransplantLM(decoder, Transplant(Component.ffn, Site.module, [1, 1])), found)
-    assert {request.source_key for request in found.target.instances} == {"doc-3", "doc-7"}  # type: ignore[attr-defined]
-    assert {request.source_prompt for request in found.target.instances} == {  # type: ignore[attr-defined]
+    assert {request.source_key for request in found.target.instances} == {"doc-3", "doc-7"}
+    assert {request.source_prompt for request in found.target.instances} == {
         documents("en")[3]["question"],
         documents("en")[7]["question"],
     }

@@ -61,7 +61,11 @@ def test_withheld_labels_are_not_compared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "values", "message"),
     [
-        ({"choices": ["one", "two"]}, {}, "10 of 10 documents differ in the number of choices, first doc-0: 3 against 2"),
+        (
+            {"choices": ["one", "two"]},
+            {},
+            "10 of 10 documents differ in the number of choices, first doc-0: 3 against 2",
+        ),
         ({"id": "same"}, {}, "1 keys of colour_choice_en occur more than once, e.g. same"),
         ({}, {"key": "idx"}, "no field idx. They have: question"),
         ({}, {"gold": "answer"}, "no such field. They have: question"),
@@ -113,7 +117,7 @@ def test_a_language_with_itself(tmp_path: Path) -> None:
     found = pairing.load(config(folder, num_fewshot=2), LanguagePairConfig("sw", "sw"), Split.all, None, 1)[0]
     found.target.build_all_requests(samples=found.rows)
     for request in found.target.instances:
-        assert request.source_prompt == request.args[0]  # type: ignore[attr-defined]
+        assert request.source_prompt == request.args[0]
 
 
 def test_names_and_languages_are_checked_before_anything_is_built(tmp_path: Path) -> None:
@@ -129,7 +133,11 @@ def test_names_and_languages_are_checked_before_anything_is_built(tmp_path: Path
 
 def test_names_of_both_languages_may_be_in_a_tasks_name() -> None:
     task = TaskConfig(
-        name="x", tasks=["t_{source}_{target}"], source_tasks=["s_{lang}"], key="id", languages={"en": "eng", "sw": "swa"}
+        name="x",
+        tasks=["t_{source}_{target}"],
+        source_tasks=["s_{lang}"],
+        key="id",
+        languages={"en": "eng", "sw": "swa"},
     )
     assert pairing.task_names(task, PAIR) == [("t_eng_swa", "s_eng")]
 

@@ -1,0 +1,349 @@
+"""Bad input is refused before anything is loaded, with what was given and what is allowed, and no traceback."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from xtransplant import cli, jobs, pairing
+from xtransplant.types import XTransplantError
+
+Refused = Callable[..., str]
+
+# A command line, then what its message must hold: what was given, and something that is allowed instead.
+CASES: list[tuple[str, tuple[str, ...]]] = [
+    # jobs and options
+    ("evalute", ("evalute", "Did you mean evaluate?", "doctor", "summarize", "lm-eval")),
+    ("model=gemma3_270m", ("model=gemma3_270m", "evaluate")),
+    ("evaluate --limit 5", ("--limit", "key=value", "--multirun")),
+    ("evaluate --multirn", ("--multirn", "Did you mean --multirun?")),
+    ("evaluate --cfg everything", ("--cfg everything", "job|hydra|all")),
+    ("evaluate --config-dir", ("--config-dir", "FOLDER")),
+    ("evaluate --config-dir nowhere", ("nowhere", "model/<name>.yaml")),
+    ("evaluate --config-name nothing", ("nothing.yaml", "--config-dir")),
+    # keys
+    ("evaluate limt=5", ("limt=5", "Did you mean limit", "batch_size")),
+    ("evaluate model.dtpye=float32", ("model.dtpye", "Did you mean model.dtype?", "adapter")),
+    ("evaluate layers=[17,0]", ("layers=[17,0]", "transplant.layers")),
+    ("evaluate tasks=xcopa", ("tasks=xcopa", "task")),
+    ("evaluate nothing.like.it=1", ("nothing.like.it", "limit")),
+    ("evaluate limit.x=1", ("limit.x", "limit")),
+    ("evaluate +typo=1", ("typo=1", "limit")),
+    ("evaluate ++model.typo=1", ("model.typo=1", "dtype")),
+    ("evaluate ~seed", ("~seed", "null")),
+    ("evaluate source_prompt=hello", ("source_prompt=hello", "output_dir")),  # a key of another job
+    ("evaluate xcopa", ("xcopa", "Did you mean task=xcopa?", "key=value")),
+    ("evaluate nonsense", ("nonsense", "key=value")),
+    ("evaluate =3", ("=3", "limit")),
+    ("evaluate limit==3", ("limit==3", "quotes")),
+    ("evaluate output_dir=é", ("output_dir=é", """'output_dir="é"'""")),
+    ("evaluate task.tasks=[x_{lang}]", ("task.tasks=[x_{lang}]", """'task.tasks=["x_{lang}"]'""")),
+    # groups and choices
+    ("evaluate model=gema3_270m", ("model=gema3_270m", "Did you mean gemma3_270m", "smollm2_135m", "model.path=")),
+    ("evaluate model=null", ("model=null", "gemma3_270m")),
+    ("evaluate model=", ("model=", "gemma3_270m")),
+    ("evaluate model=[a,b]", ("model=[a,b]", "gemma3_270m")),
+    ("evaluate task=xkopa", ("task=xkopa", "Did you mean xcopa", "cldr")),
+    ("evaluate transplant=mlp", ("transplant=mlp", "vanilla", "ffn", "attn")),
+    ("evaluate language_pair=english-swahili", ("language_pair=english-swahili", "en-sw")),
+    ("evaluate language_pair=en-zh-cn", ("language_pair=en-zh-cn", "en-zh-Hant")),
+    ("evaluate language_pair=en_sw", ("language_pair=en_sw", "en-sw")),
+    ("evaluate model@task=hf", ("model@task=hf", "model=<choice>")),
+    ("evaluate experiment=mine", ("experiment=mine", "transplant")),
+    ("evaluate hydra/launcher=slurm9", ("slurm9", "basic")),
+    ("evaluate hydra.nothing=1", ("hydra.nothing", "HydraConf")),
+    ("evaluate hydra.searchpath=[file:///nowhere]", ("file:///nowhere", "folders that exist")),
+    # types
+    ("evaluate limit=many", ("limit=many", "a whole number or null")),
+    ("evaluate limit=1.5", ("limit=1.5", "a whole number or null")),
+    ("evaluate limit=true", ("limit=true", "a whole number or null")),
+    ("evaluate seed=", ("seed=", "a whole number")),
+    ("evaluate seed=null", ("seed=null", "a whole number")),
+    ("evaluate overwrite=2", ("overwrite=2", "true or false")),
+    ("evaluate overwrite=perhaps", ("overwrite=perhaps", "true or false")),
+    ("evaluate model.dtype=fp8", ("model.dtype=fp8", "float32, bfloat16")),
+    ("evaluate transplant.component=mlp", ("transplant.component=mlp", "ffn, attn or attn_as_released")),
+    ("evaluate transplant.site=middle", ("transplant.site=middle", "module or branch")),
+    ("evaluate split=test", ("split=test", "all, sample or unseen")),
+    ("evaluate task.tasks=3", ("task.tasks=3", "[text")),
+    ("evaluate task.languages=[en]", ("task.languages=[en]", "{name: text")),
+    ("evaluate task.languages.xx=[1]", ("task.languages.xx=[1]", "text")),
+    ("evaluate task.min_gold_agreement=most", ("task.min_gold_agreement=most", "a number")),
+    ("evaluate model={dtype:fp8}", ("model.dtype=fp8", "float32")),
+    ("evaluate model.name=null", ("model.name=null", "text")),
+    ("summarize runs=outputs", ("runs=outputs", "[text")),
+    # several values
+    ("evaluate seed=1,2", ("seed=1,2", "-m", "[a,b]")),
+    ("evaluate -m seed=1,two", ("seed=two", "a whole number")),
+    ("evaluate -m language_pair=en-sw,sw", ("language_pair=sw", "en-sw")),
+    ("evaluate -m model=glob(zz*)", ("model=glob(zz*)", "gemma3_270m")),
+    ("evaluate -m seed=interval(1,2)", ("seed=interval(1,2)", "range(")),
+    ("evaluate -m transplant.layers=null,[18,0]", ("layer 18", "0 to 17")),
+    # values
+    ("evaluate limit=0", ("limit=0", "1 or more")),
+    ("evaluate limit=-3", ("limit=-3", "1 or more")),
+    ("evaluate batch_size=0", ("batch_size=0", "1 or more")),
+    ("evaluate seed=-1", ("seed=-1", "0 or more")),
+    ("evaluate task.num_fewshot=-1", ("task.num_fewshot=-1", "0 or more")),
+    ("evaluate task.min_gold_agreement=1.1", ("task.min_gold_agreement=1.1", "from 0 to 1")),
+    ("evaluate task.min_gold_agreement=nan", ("task.min_gold_agreement=nan", "from 0 to 1")),
+    ("evaluate task.fewshot_as_multiturn=true", ("fewshot_as_multiturn", "apply_chat_template=true")),
+    ("evaluate task.key=", ("task.key=", "row")),
+    ("evaluate output_dir=", ("output_dir=", "folder")),
+    ("evaluate output_dir=a_file/below", ("output_dir=a_file/below", "a_file is a file", "output_dir=outputs")),
+    ("evaluate output_dir=a_file", ("output_dir=a_file", "is a file")),
+    ("evaluate output_dir=/proc/below", ("output_dir=/proc/below", "nothing can be written")),
+    ("summarize runs=[nowhere/*]", ("nowhere/*", "outputs/evaluate/*")),
+    ("doctor source_prompt=", ("source_prompt=", "empty")),
+    ("doctor target_prompt=' '", ("target_prompt", "empty")),
+    # layers
+    ("evaluate transplant.layers=[18,0]", ("layer 18", "18 layers", "0 to 17", "[17,0]")),
+    ("evaluate transplant.layers=[0,-19]", ("layer -19", "-18 to -1")),
+    ("evaluate transplant.layers=[1,2,3]", ("[1, 2, 3]", "two layers")),
+    ("evaluate transplant.layers=last", ("last", "two layers")),
+    ("evaluate transplant.layers=17", ("17", "two layers")),
+    ("evaluate transplant.layers=[middle,first]", ("middle", "two layers")),
+    ("evaluate transplant.layers=[1.5,0]", ("1.5", "two layers")),
+    ("evaluate transplant=attn transplant.layers=[first]", ("first", "two layers")),
+    ("doctor transplant.layers=[0,18]", ("layer 18", "0 to 17")),
+    # models
+    ("evaluate model=hf", ("model.path is missing", "hub id")),
+    ("evaluate model=hf model.path=", ("model.path=", "hub id")),
+    ("evaluate model=hf model.path=nowhere/at/all", ("nowhere/at/all", "folder")),
+    ("evaluate model=hf model.path=a_folder", ("a_folder", "config.json")),
+    ("evaluate model=hf model.path=a_file", ("a_file", "GGUF")),
+    ("evaluate model=hf model.path=embedded:gpt9", ("embedded:gpt9", "gemma3_270m")),
+    ("evaluate model.device=gpu", ("model.device=gpu", "cuda")),
+    ("evaluate model.device_map=everywhere", ("model.device_map=everywhere", "auto")),
+    ("evaluate model.attn_implementation=fast", ("model.attn_implementation=fast", "sdpa")),
+    ("evaluate model.adapter=nowhere/at/all", ("model.adapter=nowhere/at/all", "PEFT")),
+    ("evaluate model.modules.lyers=a.b", ("model.modules.lyers=a.b", "layers, attn, ffn")),
+    # tasks, languages, data
+    ("evaluate language_pair=en-xx", ("language_pair.target=xx", "cldr", "sw")),
+    ("evaluate task=xcopa language_pair=en-de", ("language_pair.target=de", "sw")),
+    ("evaluate task.tasks=[arc_easyy]", ("arc_easyy", "did you mean arc_easy")),
+    ("evaluate task.tasks=[]", ("task.tasks=[]", "at least one")),
+    ("evaluate 'task.tasks=[\"x_{code}\"]'", ("x_{code}", "{lang}")),
+    ("evaluate task.source_tasks=[cldr_language_en]", ("task.source_tasks", "one source task for each")),
+    ("evaluate task.include_path=[nowhere]", ("nowhere", "task.include_path")),
+    ("evaluate task=xcopa language_pair=en-sw task.data_dir=nowhere", ("task.data_dir=nowhere", "existing")),
+    ("evaluate task=xcopa language_pair=en-sw task.data_dir=a_folder", ("task.data_dir=a_folder", "sw.test.jsonl")),
+]
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder but for a file and a folder to name, and no way to a model or a task."""
+    monkeypatch.chdir(tmp_path)
+    Path("a_file").write_text("something", encoding="utf-8")
+    Path("a_folder").mkdir()
+    monkeypatch.delenv("XTRANSPLANT_DATA", raising=False)
+    for name in ("evaluate", "doctor", "summarize"):
+        monkeypatch.setattr(jobs, name, lambda *_: pytest.fail("not refused"))
+    find = _find_tasks_once
+    monkeypatch.setattr(pairing, "find_tasks", lambda include_path=(): find(tuple(include_path)))
+
+
+_find_tasks = pairing.find_tasks
+
+
+@functools.cache
+def _find_tasks_once(include_path: tuple[str, ...]) -> dict[str, Path]:
+    """Reading the names of 13,000 tasks is most of a refusal's time."""
+    return _find_tasks(include_path)
+
+
+def words(line: str) -> list[str]:
+    """A command line's words; quotes keep blanks, as in a shell, but other quotes stay as they are."""
+    if "'" not in line:
+        return line.split()
+    return shlex.split(line)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs a command line that must be refused, and returns the message."""
+
+    def run(*arguments: str) -> str:
+        code = cli.main(arguments)
+        out, err = capsys.readouterr()
+        assert code == 2
+        assert out == ""
+        assert err.startswith("error: ")
+        assert "Traceback" not in err
+        return err
+
+    return run
+
+
+def holds(message: str, parts: Iterable[str]) -> None:
+    for part in parts:
+        assert part in message
+
+
+def test_there_are_many_cases() -> None:
+    assert len({line for line, _ in CASES}) >= 100
+
+
+@pytest.mark.parametrize(("line", "parts"), CASES, ids=[line for line, _ in CASES])
+def test_refused(line: str, parts: tuple[str, ...], refused: Refused) -> None:
+    holds(refused(*words(line)), parts)
+
+
+def test_all_faults_at_once(refused: Refused) -> None:
+    message = refused(
+        *"evaluate limt=5 model=nope language_pair=en-xx transplant.component=mlp seed=-1 vanilla".split(),
+        *"batch_size= output_dir=a_file task.num_fewshot=-1 +typo=1".split(),
+    )
+    assert "10 faults" in message
+    given = (
+        "limt=5",
+        "model=nope",
+        "=xx",
+        "component=mlp",
+        "seed=-1",
+        "vanilla",
+        "batch_size=",
+        "a_file",
+        "-1",
+        "typo",
+    )
+    holds(message, given)
+
+
+def test_both_layers_are_judged(refused: Refused) -> None:
+    holds(refused("evaluate", "transplant.layers=[40,-50]"), ("2 faults", "layer 40", "layer -50"))
+
+
+def test_what_a_fault_leaves_unclear_is_not_judged(refused: Refused) -> None:
+    """The default model has 18 layers; the one that was meant may have 40."""
+    assert "out of range" not in refused("evaluate", "model=llama_40", "transplant.layers=[39,0]")
+    assert "out of range" not in refused("evaluate", "model.pth=llama_40", "transplant.layers=[39,0]")
+    assert "xx" not in refused("evaluate", "task=mine", "language_pair=en-xx").replace("task=mine", "")
+
+
+def test_same_fault_of_many_runs_is_said_once(refused: Refused) -> None:
+    message = refused("evaluate", "-m", "seed=1,2,3", "limit=0")
+    assert message.count("limit=0") == 1
+
+
+# --- Files of the user's ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], None]:
+    def write(name: str, text: str) -> None:
+        path = tmp_path / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    return write
+
+
+MODEL = "name: mine\npath: embedded:gemma3_270m\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (MODEL + "dtpye: float32\n", ("model.dtpye=float32", "Did you mean model.dtype?")),
+        (MODEL + "dtype: fp8\nlayrs: 3\n", ("2 faults", "model.dtype=fp8", "bfloat16", "model.layrs=3")),
+        (MODEL + "modules: [a]\n", ("model.modules=[a]", "{name: text")),
+        ("- a\n- b\n", ("[a,b]", "key: value")),
+        ("name: [a\n", ("Not YAML", "line 1")),
+        (MODEL + "defaults: [nothing]\n", ("model/nothing", "Could not load")),
+    ],
+)
+def test_bad_model_file(text: str, parts: tuple[str, ...], refused: Refused, write: Callable[[str, str], None]) -> None:
+    write("model/broken.yaml", text)
+    holds(
+        refused("evaluate", "-cd", "mine", "model=broken"),
+        ("mine/model/broken.yaml" if "nothing" not in text else "", *parts),
+    )
+
+
+def test_faults_of_several_files_at_once(refused: Refused, write: Callable[[str, str], None]) -> None:
+    write("model/broken.yaml", MODEL + "dtype: fp8\n")
+    write("task/broken.yaml", "name: mine\ntasks: 3\nkye: id\n")
+    write("experiment/broken.yaml", "# @package _global_\nlimt: 3\n")
+    message = refused("evaluate", "-cd", "mine", "model=broken", "task=broken", "+experiment=broken")
+    holds(message, ("4 faults", "model.dtype=fp8", "task.tasks=3", "task.kye=id", "limt=3", "experiment/broken.yaml"))
+
+
+def test_file_that_leaves_keys_out(refused: Refused, write: Callable[[str, str], None]) -> None:
+    write("task/short.yaml", "name: mine\n")
+    holds(refused("evaluate", "-cd", "mine", "task=short"), ("task.tasks is missing", "task.key is missing"))
+
+
+def test_bad_root_file(refused: Refused, write: Callable[[str, str], None]) -> None:
+    write("root.yaml", "defaults:\n  - evaluate\n  - override model: nope\n")
+    holds(refused("evaluate", "-cd", "mine", "-cn", "root"), ("model/nope", "gemma3_270m"))
+    write("bare.yaml", "limt: 3\n")  # without our schema
+    holds(refused("evaluate", "-cd", "mine", "-cn", "bare"), ("limt",))
+
+
+# --- Surroundings ----------------------------------------------------------------------------------------------------
+
+
+def test_data_folder_of_the_environment(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XTRANSPLANT_DATA", "/nowhere")
+    holds(refused("evaluate", "task=xcopa", "language_pair=en-sw"), ("XTRANSPLANT_DATA=/nowhere", "task.data_dir"))
+
+
+def test_missing_package(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    from xtransplant import models
+
+    monkeypatch.setattr(models, "_missing_packages", lambda *names: list(names))
+    holds(refused("evaluate"), ("gguf", "install"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file modes")
+def test_folder_without_leave_to_write(refused: Refused) -> None:
+    Path("a_folder").chmod(0o500)
+    if os.access("a_folder", os.W_OK):
+        pytest.skip("this user may write anywhere")
+    holds(refused("evaluate", "output_dir=a_folder"), ("output_dir=a_folder", "nothing can be written"))
+
+
+def test_refusal_while_a_job_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only the data can show, e.g. that two tasks are not parallel."""
+
+    def evaluate(_: object) -> None:
+        raise XTransplantError("not parallel: 3 of 9 documents have no counterpart")
+
+    monkeypatch.setattr(jobs, "evaluate", evaluate)
+    assert cli.main(["evaluate"]) == 2
+    assert capsys.readouterr().err == "error: not parallel: 3 of 9 documents have no counterpart\n"
+
+
+# --- As a user sees it -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("evaluate limit=0", "limit=0"),
+        ("evaluate transplant.layers=[99,0] language_pair=en-xx limt=3", "3 faults"),
+        ("evaluate task.tasks=[arc_easyy]", "arc_easyy"),
+        ("evaluate -m language_pair=en-sw,en-xx limit=-1", "limit=-1"),
+        ("doctor model=nope", "model=nope"),
+    ],
+)
+def test_a_process_refuses_within_8_seconds(line: str, part: str) -> None:
+    started = time.perf_counter()
+    result = subprocess.run(
+        [sys.executable, "-m", "xtransplant.cli", *line.split()], capture_output=True, text=True, timeout=60
+    )
+    seconds = time.perf_counter() - started
+    assert result.returncode == 2
+    assert part in result.stderr
+    assert "Traceback" not in result.stderr
+    assert seconds < 8
