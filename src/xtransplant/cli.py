@@ -204,6 +204,8 @@ def _start_log() -> None:
     """One line a message on standard error; where logging is set up already, it stays as it is."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("xtransplant").setLevel(logging.INFO)
+    # Its warnings are on how a task's YAML is written: nothing that the user of a run can act on.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
 # --- Help ------------------------------------------------------------------------------------------------------------

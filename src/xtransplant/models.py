@@ -395,12 +395,6 @@ def _kind(path: str) -> _Kind:
     return _Kind.hub
 
 
-def short_name(config: ModelConfig) -> str:
-    """The model's name for tables and run folders: the last part of `name`, which may be a whole path."""
-    name = config.name.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
-    return name.removeprefix("embedded:").removesuffix(".gguf")
-
-
 def num_layers(config: ModelConfig) -> int | None:
     """Number of decoder layers, without torch and without weights; None where that cannot be told."""
     kind = _kind(config.path)
@@ -751,9 +745,15 @@ def _load(config: ModelConfig, where: dict[str, Any], device: str | None) -> Loa
             **where,
             config=checkpoint,
             dtype="auto" if dtype is Dtype.auto else getattr(torch, dtype.value),
-            attn_implementation=config.attn_implementation,
+            # sdpa is transformers' own choice, but where asked for it refuses the few architectures without it.
+            attn_implementation=None if config.attn_implementation == "sdpa" else config.attn_implementation,
             use_safetensors=None if config.allow_pickle else True,
             device_map=config.device_map or on_device,  # straight to the device, not through the main memory
+        )
+    attention = model.config._attn_implementation
+    if attention != config.attn_implementation:
+        log.info(
+            "%s: no %s attention for this architecture; using %s", config.path, config.attn_implementation, attention
         )
     model = _text_decoder(model)
     adapter = None
@@ -906,7 +906,7 @@ def _provenance(
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "device_map": config.device_map,
-        "attn_implementation": config.attn_implementation,
+        "attn_implementation": model.config._attn_implementation,
         "trust_remote_code": config.trust_remote_code,
     }
     if kind is _Kind.embedded:

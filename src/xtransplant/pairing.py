@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,7 +81,8 @@ def task_names(task: TaskConfig, pair: LanguagePairConfig) -> list[tuple[str, st
     return list(zip(targets, sources, strict=True))
 
 
-def find_tasks(include_path: Iterable[str] = ()) -> dict[str, Path]:
+@lru_cache(maxsize=4)
+def find_tasks(include_path: tuple[str, ...] = ()) -> dict[str, Path]:
     """Every task's name and the folder of its YAML file: the user's, ours, then the harness's.
 
     Reads names only: the harness's own index, which parses 13,000 files, takes half a minute.
@@ -120,7 +122,7 @@ def check(task: TaskConfig, pair: LanguagePairConfig) -> list[str]:
         faults.append(f"task.data_dir={task.data_dir}: no such folder. Give an existing one, or null to use the hub.")
     if faults:
         return faults
-    known = find_tasks(task.include_path)
+    known = find_tasks(tuple(task.include_path))
     for name in dict.fromkeys(name for names in task_names(task, pair) for name in names):
         if name not in known:
             faults.append(
@@ -143,7 +145,7 @@ def load(task: TaskConfig, pair: LanguagePairConfig, split: Split, limit: int | 
         AlignmentError: the two sides are not parallel; the message shows the first mismatches.
         XTransplantError: a task or its data cannot be loaded, or no document is left.
     """
-    known = find_tasks(task.include_path)
+    known = find_tasks(tuple(task.include_path))
     pairings = []
     for target_name, source_name in task_names(task, pair):
         target = _load_task(task, known, target_name, pair.target)
@@ -173,7 +175,7 @@ def pair_for(target: ConfigurableTask, task: TaskConfig, pair: LanguagePairConfi
     """
     for target_name, source_name in task_names(task, pair):
         if target_name == target.config.task:
-            source = _load_task(task, find_tasks(task.include_path), source_name, pair.source)
+            source = _load_task(task, find_tasks(tuple(task.include_path)), source_name, pair.source)
             return pair_tasks(target, source, task)
     return None
 
@@ -412,14 +414,28 @@ def _share_shots(pairing: Pairing, task: TaskConfig) -> None:
 
 
 def trivial_baseline(pairing: Pairing, task: TaskConfig) -> float | None:
-    """Accuracy of always giving the evaluated documents' most frequent answer; None where answers are free text."""
-    docs = [pairing.target.eval_docs[row] for row in pairing.rows]
-    golds = (
-        [doc[task.gold] for doc in docs] if task.gold is not None else [pairing.target.doc_to_target(d) for d in docs]
-    )
-    if task.gold is None and not all(isinstance(gold, int) for gold in golds):
+    """Accuracy of a guess that does not read the question; None where answers are free text.
+
+    The better of two: always the position that is right most often, and always the choice whose text is right most
+    often in the other documents (ties count in part).
+    """
+    target = pairing.target
+    docs = [target.eval_docs[row] for row in pairing.rows]
+    golds = [doc[task.gold] if task.gold is not None else target.doc_to_target(doc) for doc in docs]
+    if not all(isinstance(gold, int | str) for gold in golds) or (task.gold is None and isinstance(golds[0], str)):
         return None
-    return Counter(golds).most_common(1)[0][1] / len(golds)
+    same_position = Counter(golds).most_common(1)[0][1] / len(golds)
+    if target.OUTPUT_TYPE != "multiple_choice" or target.multiple_input:
+        return same_position
+    answers = [(target.doc_to_choice(doc), target.doc_to_target(doc)) for doc in docs]
+    right = Counter(choices[gold] for choices, gold in answers if isinstance(gold, int))
+    same_text = 0.0
+    for choices, gold in answers:
+        if not isinstance(gold, int):
+            return same_position
+        others = [right[text] - (n == gold) for n, text in enumerate(choices)]
+        same_text += (others[gold] == max(others)) / others.count(max(others))
+    return max(same_position, same_text / len(answers))
 
 
 def prompts_digest(requests: Sequence[Instance]) -> dict[str, str]:

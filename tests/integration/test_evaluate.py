@@ -132,9 +132,12 @@ def test_a_sweep_loads_the_model_once_and_ends_in_one_table(
 
     loads = []
     load = AutoModelForCausalLM.from_pretrained
-    monkeypatch.setattr(
-        AutoModelForCausalLM, "from_pretrained", lambda *a, **k: loads.append(a) or load(*a, **k)
-    )
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        loads.append(args)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
     monkeypatch.setattr(models, "_last", None, raising=False)
     run("-m", *arguments, "transplant.layers=null,[3,1]", "transplant.component=ffn,attn")
     assert len(loads) <= 1

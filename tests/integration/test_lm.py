@@ -99,7 +99,7 @@ def test_transplant_through_the_harness_equals_hooked_forwards(
                     logprobs = reference(decoder, source, target, tokens, component, Site.module, (3, 1))
                     tokens.append(int(logprobs[-1].argmax()))
                 text = decoder.tokenizer.decode(tokens, skip_special_tokens=True)
-                assert answer == text.split("e")[0].split("\n")[0]
+                assert answer == str(text).split("e")[0].split("\n")[0]
             else:
                 choice = encode(request.args[0] + request.args[1])[len(target) :]
                 logprobs = reference(decoder, source, target, choice, component, Site.module, (3, 1))

@@ -182,6 +182,7 @@ def test_few_shot_prompts_are_parallel() -> None:
     shots = {}
     for language in ("en", "sw", "zh"):
         task = tasks()[f"cldr_language_{language}"]
+        assert task.config.num_fewshot is None  # the harness would ignore --num_fewshot where the task says 0
         task.set_fewshot_seed(1234)
         held_out = documents("language", language, "dev")
         prompt = task.fewshot_context(task.eval_docs[0], num_fewshot=3)

@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"types", "config"},
     "engine": {"types"},
     "pairing": {"types", "config"},
-    "lm": {"types", "config", "engine", "models", "pairing"},
+    "lm": {"types", "config", "compose", "engine", "models", "pairing"},
     "record": {"types", "config"},
     "tables": {"types", "record"},
     "compose": {"types", "config", "models", "pairing"},

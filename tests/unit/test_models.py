@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.equivalence.tiny import save_checkpoint
+from tests.equivalence.tiny import CASES, save_checkpoint
 from xtransplant import models
 from xtransplant.config import Dtype, ModelConfig
 from xtransplant.types import XTransplantError
@@ -666,6 +666,20 @@ def test_of_a_gemma_3_that_takes_pictures_the_language_model_is_used(tmp_path: P
     assert models.num_layers(config(tmp_path)) == loaded.provenance["num_layers"] == 4
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_every_architecture_loads_with_the_defaults(case: str, tmp_path: Path) -> None:
+    given = config(save_checkpoint(case, tmp_path))
+    assert models.check(given) == []
+    recorded = models.load(given).provenance
+    assert recorded["num_layers"] == models.num_layers(given)
+    # These two have no other in transformers; the record says so.
+    assert recorded["attn_implementation"] == ("eager" if case in {"bloom", "gemma2"} else "sdpa")
+
+
+def test_attention_is_as_asked_for(llama: Path) -> None:
+    assert models.load(config(llama, attn_implementation="eager")).provenance["attn_implementation"] == "eager"
+
+
 def test_a_device_that_is_not_there(llama: Path) -> None:
     with pytest.raises(XTransplantError, match=r"model\.device=cuda:99: PyTorch finds no such GPU here.*cpu"):
         models.load(config(llama, device="cuda:99"))
@@ -782,7 +796,7 @@ def test_layers_come_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.num_layers(config("org/name")) == 28
 
 
-# --- Hashes, names, presets ------------------------------------------------------------------------------------------
+# --- Hashes, presets -------------------------------------------------------------------------------------------------
 
 
 def test_hashes_of_large_files_are_kept_until_they_change(
@@ -807,21 +821,6 @@ def test_hashes_work_with_a_cache_that_cannot_be_written(tmp_path: Path, monkeyp
     (tmp_path / "file").write_bytes(b"1")
     monkeypatch.setenv("XTRANSPLANT_HOME", str(tmp_path / "file"))
     assert models._sums([tmp_path / "file"]) == {"file": sha256(tmp_path / "file")}
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("gemma3_270m", "gemma3_270m"),
-        ("org/Model-7B", "Model-7B"),
-        ("/data/models/mine/", "mine"),
-        ("~/models/mine.Q4_K_M.gguf", "mine.Q4_K_M"),
-        ("embedded:gemma3_270m", "gemma3_270m"),
-        ("C:\\models\\mine", "mine"),
-    ],
-)
-def test_short_name(name: str, expected: str) -> None:
-    assert models.short_name(ModelConfig(name=name, path="x")) == expected
 
 
 PRESETS = sorted((ROOT / "conf" / "model").glob("*.yaml"))
