@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from xtransplant import models, pairing
+from xtransplant import loading, pairing
 from xtransplant.compose import compose
 from xtransplant.config import EvaluateConfig
 from xtransplant.lm import TransplantLM
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     [found] = pairing.load(vanilla.task, vanilla.language_pair, vanilla.split, vanilla.limit, vanilla.seed)
     found.target.build_all_requests(samples=found.rows)
     requests = found.target.instances
-    loaded = models.load(vanilla.model)
+    loaded = loading.load(vanilla.model)
     hflm = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=own["hflm_batch_size"])
     lms: dict[str, Callable[[], Any]] = {
         "HFLM": lambda: hflm,

@@ -472,11 +472,15 @@ def to_dict(config: JobConfig, num_layers: int | None = None) -> dict[str, Any]:
     return plain
 
 
+def short_name(model: ModelConfig) -> str:
+    """The model's name in tables and run folders: the last part of it, where it is a path."""
+    return re.split(r"[/\\]", model.name.rstrip("/\\"))[-1]
+
+
 def run_name(config: EvaluateConfig, num_layers: int | None = None) -> str:
     """Readable and safe as a folder's name, at most 80 characters; not unique, see `config_hash`."""
     pair, transplant = config.language_pair, config.transplant
-    model = re.split(r"[/\\]", config.model.name.rstrip("/\\"))[-1]  # a name may be a path
-    parts = [model[:24], config.task.name[:20], pair.source[:8], pair.target[:8]]
+    parts = [short_name(config.model)[:24], config.task.name[:20], pair.source[:8], pair.target[:8]]
     if transplant.layers is None:
         parts.append("vanilla")
     else:

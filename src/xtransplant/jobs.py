@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from xtransplant import models, pairing, record, tables
-from xtransplant.config import DoctorConfig, EvaluateConfig, config_hash, identity, run_name, to_dict
-from xtransplant.types import LayerPair, XTransplantError
+from xtransplant import loading, models, pairing, record, tables
+from xtransplant.config import DoctorConfig, EvaluateConfig, config_hash, identity, run_name, short_name, to_dict
+from xtransplant.types import LayerPair, Site, XTransplantError
 
 if TYPE_CHECKING:
     from xtransplant.lm import TransplantLM
@@ -86,7 +86,7 @@ def doctor(config: DoctorConfig) -> None:
         return f"position {len(tokens) - 1} (the last), token {decoder.tokenizer.decode(tokens[-1:])!r}"
 
     name = f"{type(decoder.model).__name__}, {decoder.num_layers} layers, hidden size {decoder.hidden_size}"
-    print(f"{config.model.name}: {name}\n")
+    print(f"{short_name(config.model)}: {name}\n")
     read, written = (decoder.module_name(layer, component, site) for layer in (pair.source, pair.target))
     print(f"read     {read}: output [1, {len(source)}, {decoder.hidden_size}]")
     print(f"         at {last(source)}, in the source prompt's only forward pass")
@@ -115,7 +115,7 @@ def doctor(config: DoctorConfig) -> None:
     failed = [text for text, (error, allowed) in checks.items() if not error <= allowed]
     if failed:
         raise XTransplantError(
-            f"{config.model.name}: {len(failed)} of {len(checks)} checks failed. Do not trust results."
+            f"{short_name(config.model)}: {len(failed)} of {len(checks)} checks failed. Do not trust results."
         )
 
 
@@ -140,7 +140,8 @@ def _harness(lm: TransplantLM, pairs: list[pairing.Pairing], config: EvaluateCon
     results: dict[str, Any] = evaluator.evaluate(
         lm,
         {"tasks": {found.name: found.target for found in pairs}},
-        samples={found.name: found.rows for found in pairs},
+        # All of them is the default, and looking each up in a list of all would take long.
+        samples={found.name: found.rows for found in pairs if len(found.rows) < len(found.keys)},
         system_instruction=config.task.system_instruction,
         apply_chat_template=config.task.apply_chat_template,
         fewshot_as_multiturn=config.task.fewshot_as_multiturn,
@@ -166,9 +167,18 @@ def _harness(lm: TransplantLM, pairs: list[pairing.Pairing], config: EvaluateCon
         metadata = results["configs"][found.name].get("metadata") or {}
         metadata.pop("data_dir", None)
         metadata.pop("config_source", None)
-    text = json.dumps(results, default=handle_non_serializable, ensure_ascii=False)
-    plain: dict[str, Any] = json.loads(re.sub(r" at 0x[0-9a-f]+", "", text))  # addresses of functions
-    return plain
+    # Functions of a task are shown with their addresses, which differ from run to run.
+    configs = json.dumps(results.pop("configs"), default=handle_non_serializable, ensure_ascii=False)
+    plain: dict[str, Any] = json.loads(json.dumps(results, default=handle_non_serializable, ensure_ascii=False))
+    return plain | {"configs": json.loads(re.sub(r" at 0x[0-9a-f]+", "", configs))}
+
+
+def _condition(config: EvaluateConfig, pair: LayerPair | None) -> str:
+    """What was done to the model, in a few words: the column in a table."""
+    if pair is None:
+        return "vanilla"
+    branch = "/branch" if config.transplant.site is Site.branch else ""
+    return f"{config.transplant.component.value}{branch} {pair.source}>{pair.target}"
 
 
 def _manifest(config: EvaluateConfig, lm: TransplantLM, pairs: list[pairing.Pairing]) -> dict[str, Any]:
@@ -206,14 +216,14 @@ def _manifest(config: EvaluateConfig, lm: TransplantLM, pairs: list[pairing.Pair
     return {
         "job": "evaluate",
         "config_hash": config_hash(config, lm.decoder.num_layers),
-        "model_name": config.model.name,
+        "model_name": short_name(config.model),
         "task_name": config.task.name,
         "language_pair": f"{config.language_pair.source}-{config.language_pair.target}",
         "split": config.split.value,
-        "condition": "vanilla" if pair is None else f"{component.value}/{site.value} {pair.source}>{pair.target}",
+        "condition": _condition(config, pair),
         "transplant": transplant,
         "seed": config.seed,
-        "model": models.load(config.model).provenance,
+        "model": loading.load(config.model).provenance,
         "environment": record.environment(),
         "tasks": tasks,
         "counts": {key: value for key, value in vars(lm.counts).items() if key != "checks"},

@@ -47,11 +47,11 @@ _CHECKED_PROMPTS = 4
 
 
 def load_decoder(config: ModelConfig) -> Decoder:
-    """The model of a config behind the engine; `models` keeps the last one, for the jobs of a sweep."""
-    from xtransplant import models
+    """The model of a config behind the engine; `loading` keeps the last one, for the jobs of a sweep."""
+    from xtransplant import loading
     from xtransplant.engine import Decoder, Modules
 
-    loaded = models.load(config)
+    loaded = loading.load(config)
     return Decoder(loaded.model, loaded.tokenizer, Modules(**config.modules) if config.modules else None)
 
 

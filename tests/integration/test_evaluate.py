@@ -12,7 +12,7 @@ import pytest
 
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import documents, write_tasks
-from xtransplant import cli, models, record
+from xtransplant import cli, loading, record
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_a_finished_run_is_found_again(arguments: list[str], tmp_path: Path, mon
     run(*arguments, "transplant.layers=[last,first]")
     folder = only_run(tmp_path).folder
     before = (folder / "manifest.json").stat().st_mtime_ns
-    monkeypatch.setattr(models, "load", lambda config: pytest.fail("computed anew"))
+    monkeypatch.setattr(loading, "load", lambda config: pytest.fail("computed anew"))
     # The same pair in other words, another batch size: the same run.
     run(*arguments, "transplant.layers=[-1,0]", "batch_size=2")
     assert (folder / "manifest.json").stat().st_mtime_ns == before
@@ -138,16 +138,16 @@ def test_a_sweep_loads_the_model_once_and_ends_in_one_table(
         return load(*args, **kwargs)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
-    monkeypatch.setattr(models, "_last", None, raising=False)
+    monkeypatch.setattr(loading, "_last", None)
     run("-m", *arguments, "transplant.layers=null,[3,1]", "transplant.component=ffn,attn")
     assert len(loads) <= 1
     runs = record.find_runs([str(tmp_path / "outputs")])
     # The vanilla model has no component: two of the four jobs are the same run.
-    assert {found.manifest["condition"] for found in runs} == {"vanilla", "ffn/module 3>1", "attn/module 3>1"}
+    assert {found.manifest["condition"] for found in runs} == {"vanilla", "ffn 3>1", "attn 3>1"}
     capsys.readouterr()
     assert cli.main(["summarize", f"runs=[{tmp_path / 'outputs' / 'evaluate'}]"]) == 0
     table = capsys.readouterr().out
-    for text in ("vanilla", "ffn/module 3>1", "attn/module 3>1", "en-sw", "trivial", "documents"):
+    for text in ("vanilla", "ffn 3>1", "attn 3>1", "en-sw", "trivial", "documents"):
         assert text in table
 
 
@@ -163,7 +163,7 @@ def test_a_sweep_loads_the_model_once_and_ends_in_one_table(
 def test_faults_of_the_data_show_before_the_model_is_loaded(
     arguments: list[str], given: list[str], said: str, monkeypatch: Any, capsys: Any
 ) -> None:
-    monkeypatch.setattr(models, "load", lambda config: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(loading, "load", lambda config: pytest.fail("the model was loaded"))
     assert cli.main(["evaluate", *arguments, *given]) == 2
     assert said in capsys.readouterr().err
 

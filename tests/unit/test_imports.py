@@ -19,14 +19,16 @@ SOURCES = ROOT / "src" / "xtransplant"
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "config": {"types"},
-    "models": {"types", "config"},
+    "embedded": {"types"},
+    "models": {"types", "config", "embedded"},
+    "loading": {"types", "config", "embedded", "models"},
     "engine": {"types"},
     "pairing": {"types", "config"},
-    "lm": {"types", "config", "compose", "engine", "models", "pairing"},
+    "lm": {"types", "config", "compose", "engine", "loading", "pairing"},
     "record": {"types", "config"},
     "tables": {"types", "record"},
     "compose": {"types", "config", "models", "pairing"},
-    "jobs": {"types", "config", "models", "engine", "pairing", "lm", "record", "tables", "compose"},
+    "jobs": {"types", "config", "models", "loading", "engine", "pairing", "lm", "record", "tables", "compose"},
     "cli": {"types", "config", "compose", "jobs"},
 }
 # Each of them costs seconds; `--help` and refusals must not pay that.

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import lm_eval
 import pytest
 import yaml
 from lm_eval.api.task import ConfigurableTask
@@ -20,6 +19,7 @@ from lm_eval.tasks import TaskManager
 
 from tasks.paper import paper
 from tasks.xcopa import copa
+from xtransplant.pairing import find_tasks
 from xtransplant.types import XTransplantError
 
 ROOT = Path(__file__).parents[2]
@@ -174,11 +174,7 @@ FAMILIES = (
 def test_family_names_tasks_that_exist(family: str) -> None:
     """In every language, on the side on which the family has it: XCOPA from English, GlobalOpinionQA into English."""
     conf = yaml.safe_load((ROOT / "conf" / "task" / f"{family}.yaml").read_text(encoding="utf-8"))
-    known: set[str] = set()
-    for folder in conf["folders"]:
-        package, _, inside = folder.partition(":")
-        root = Path(lm_eval.__file__).parent / "tasks" if package == "lm_eval" else TASKS
-        known |= task_names(root / inside)
+    known = set(find_tasks())
     into_english = "globalopinionqa" in family
     for code, own in conf["languages"].items():
         assert isinstance(own, str), f"{code}: YAML reads {own!r} as no text"
