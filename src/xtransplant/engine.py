@@ -228,7 +228,7 @@ def capture(
 
     def read(component: Component, layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            last = _tensor(output).view(*shape, -1)[:, -1].clone()
+            last = _tensor(output).reshape(*shape, -1)[:, -1].clone()
             if component is Component.attn_as_released:
                 last += inputs[layer].to(last.device)
             found[component, layer].append(last)
@@ -270,10 +270,11 @@ def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], writes: Writes |
             nonlocal written
             own = _tensor(output)
             # Cloned: the module's output may alias a tensor that somebody else still reads.
-            new = own.view(*shape, -1).clone()
+            new = own.reshape(*shape, -1).clone()
             new[rows, -1] = vectors.to(new)
             written += len(rows)
-            return (new.view_as(own), *output[1:]) if isinstance(output, tuple) else new.view_as(own)
+            new = new.reshape(own.shape)
+            return (new, *output[1:]) if isinstance(output, tuple) else new
 
         return hook
 
@@ -507,7 +508,9 @@ def _tensor(output: Any) -> Tensor:
 def _select(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     """A new cache with a copy of the given rows."""
     # Every layer of a cache made without a config is a DynamicLayer, with keys and values [B, heads, T, head size].
-    return DynamicCache([(layer.keys[rows], layer.values[rows]) for layer in cache.layers])  # type: ignore[union-attr,index]
+    parts: list[tuple[Tensor, Tensor]] = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore
+    # Layers may lie on several devices.
+    return DynamicCache([(keys[rows.to(keys.device)], values[rows.to(values.device)]) for keys, values in parts])
 
 
 def _chunks(

@@ -58,6 +58,8 @@ def evaluate(config: EvaluateConfig) -> None:
     assert run is not None
     print(f"\n{manifest['model_name']}, {manifest['language_pair']}, {manifest['condition']}")
     print(tables.run_table(run))
+    if lm.counts.promptless:
+        print(f"{lm.counts.promptless} requests had no prompt, and no transplant.")
     print(f"\n{folder}")
 
 
@@ -196,7 +198,7 @@ def _manifest(config: EvaluateConfig, lm: TransplantLM, pairs: list[pairing.Pair
         }
     tasks = {}
     for found in pairs:
-        docs = [found.target.eval_docs[row] for row in found.rows]
+        docs = [found.docs[row] for row in found.rows]
         tasks[found.name] = {
             "source_task": found.source.config.task,
             "version": found.target.VERSION,

@@ -45,6 +45,7 @@ class Pairing:
 
     target: ConfigurableTask
     source: ConfigurableTask
+    docs: list[dict[str, Any]]  # every target document; the task's own `eval_docs` is made anew at each access
     keys: list[str]  # of every target document
     source_rows: list[int | None]  # source row of every target document; None if it has none
     rows: list[int] = field(default_factory=list)  # target rows that are evaluated, ascending
@@ -237,11 +238,17 @@ def pair_tasks(target: ConfigurableTask, source: ConfigurableTask, task: TaskCon
     else:
         row_of = {key: row for row, key in enumerate(_keys(source_docs, task.key, source))}
         source_rows = [row_of.get(key) for key in keys]
-    pairing = Pairing(target, source, keys, source_rows)
+    pairing = Pairing(target, source, target_docs, keys, source_rows)
     _check_alignment(pairing, target_docs, source_docs, task)
     for row, (doc, found) in enumerate(zip(target_docs, source_rows, strict=True)):
-        if found is not None:
-            pairing._aligned[_digest(doc)] = (keys[row], source_docs[found])
+        if found is None:
+            continue
+        key, counterpart = pairing._aligned.setdefault(_digest(doc), (keys[row], source_docs[found]))
+        if counterpart != source_docs[found]:
+            raise AlignmentError(
+                f"{target.config.task}: documents {key} and {keys[row]} are equal, but have different counterparts in "
+                f"{source.config.task}. The harness hands over a document's content only: remove one of them."
+            )
     _attach(pairing, task)
     return pairing
 
@@ -263,7 +270,7 @@ def _check_shots(task: ConfigurableTask) -> None:
 def _chosen_rows(pairing: Pairing, task: TaskConfig, split: Split) -> list[int]:
     chosen = [
         row
-        for row, (key, doc) in enumerate(zip(pairing.keys, pairing.target.eval_docs, strict=True))
+        for row, (key, doc) in enumerate(zip(pairing.keys, pairing.docs, strict=True))
         if pairing.source_rows[row] is not None and split in (Split.all, _split_of(key, doc, task))
     ]
     if not chosen:
@@ -420,7 +427,7 @@ def trivial_baseline(pairing: Pairing, task: TaskConfig) -> float | None:
     often in the other documents (ties count in part).
     """
     target = pairing.target
-    docs = [target.eval_docs[row] for row in pairing.rows]
+    docs = [pairing.docs[row] for row in pairing.rows]
     golds = [doc[task.gold] if task.gold is not None else target.doc_to_target(doc) for doc in docs]
     if not all(isinstance(gold, int | str) for gold in golds) or (task.gold is None and isinstance(golds[0], str)):
         return None

@@ -139,6 +139,17 @@ def test_few_shot_examples_are_the_same_on_both_sides(tasks: Path) -> None:
     assert len(drawn) > 1, "every document has the same examples: nothing was compared"
 
 
+def test_both_sides_have_the_chat_template_and_system_instruction(decoder: Decoder, tasks: Path) -> None:
+    found = pairing.load(task_config(tasks, "choice", num_fewshot=1), PAIR, Split.all, 2, 1)[0]
+    lm = TransplantLM(decoder, Transplant(Component.ffn, Site.module, [1, 1]))
+    answers(lm, found, apply_chat_template=True, system_instruction="Be brief.", fewshot_as_multiturn=True)
+    for request in found.target.instances:
+        for prompt in (str(request.args[0]), str(request.source_prompt)):
+            assert prompt.startswith("<s>system: Be brief.</s><s>user: ")
+            assert prompt.endswith("</s><s>assistant: ") and prompt.count("<s>user: ") == 2
+        assert "The colour" in request.source_prompt and "Rangi" in request.args[0]
+
+
 def test_documents_are_found_by_content_not_by_number(decoder: Decoder, tasks: Path) -> None:
     found = pairing.load(task_config(tasks, "choice"), PAIR, Split.all, None, 1)[0]
     found.rows = [3, 7]  # the harness numbers these 0 and 1

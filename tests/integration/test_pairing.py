@@ -90,6 +90,38 @@ def test_documents_without_a_counterpart_are_refused_or_dropped(tmp_path: Path) 
         load(folder, key="row")
 
 
+def test_equal_documents_with_unlike_counterparts_are_refused(tmp_path: Path) -> None:
+    # By row: the harness hands over content only, so that the second would get the first one's source.
+    twice = [{**row, "id": "x"} for row in (documents("sw")[0], documents("sw")[0])]
+    unlike = [row | {"id": "x"} for row in documents("en")[:2]]
+    with pytest.raises(pairing.AlignmentError, match="row:0 and row:1 are equal, but have different counterparts"):
+        load(write_tasks(tmp_path, sw=twice, en=unlike), key="row", gold=None)
+    alike = [row | {"id": "x"} for row in (documents("en")[0], documents("en")[0])]
+    assert load(write_tasks(tmp_path / "alike", sw=twice, en=alike), key="row").rows == [0, 1]
+
+
+def test_the_trivial_guess_knows_positions_and_texts(tmp_path: Path) -> None:
+    # Labels of the ten documents: 0 1 1 0 1 1 0 1 1 0, and the choices are the same texts everywhere.
+    assert pairing.trivial_baseline(load(write_tasks(tmp_path)), config(tmp_path)) == 0.6
+    # Turned choices: the text at position n is right where the position says nothing.
+    turned = {}
+    for language in ("en", "sw"):
+        choices = documents(language)[0]["choices"]
+        turned[language] = [
+            row | {"choices": choices[n % 3 :] + choices[: n % 3], "label": -n % 3}
+            for n, row in enumerate(documents(language))
+        ]
+    folder = write_tasks(tmp_path / "turned", **turned)
+    assert pairing.trivial_baseline(load(folder), config(folder)) == 1.0
+    # Texts of their own: seen nowhere else, they tell nothing.
+    own = {
+        language: [row | {"choices": [f"{n} {text}" for text in row["choices"]]} for n, row in enumerate(docs)]
+        for language, docs in turned.items()
+    }
+    folder = write_tasks(tmp_path / "own", **own)
+    assert pairing.trivial_baseline(load(folder), config(folder)) == 0.4
+
+
 def test_halves_are_stable_disjoint_and_complete(tmp_path: Path) -> None:
     folder = write_tasks(tmp_path)
     sample, unseen = load(folder, Split.sample).rows, load(folder, Split.unseen).rows
