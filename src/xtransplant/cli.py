@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a run of a sweep failed, or a bug, with its traceback; 2 t
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import tempfile
 import textwrap
@@ -47,6 +48,9 @@ _SHORT = {short: name for name, (short, _, _) in _OPTIONS.items() if short}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; arguments default to the process's own. Returns the exit code."""
+    # Before torch starts its threads. By default they spin while they wait, which costs nothing on an idle machine
+    # and most of the time on a shared one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return _main(list(sys.argv[1:] if arguments is None else arguments))
     except XTransplantError as error:
