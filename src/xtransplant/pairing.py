@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A task's name in a YAML file: at the top, or in a list of tasks.
-_TASK_NAME = re.compile(rb"^\s*(?:- )?task:\s*[\"']?([\w.\-]+)", re.MULTILINE)
+# A task's name in a YAML file, at the top: the file that defines it; or indented: a group, or a list of tasks.
+_TASK_NAME = re.compile(
+    rb"""^([ -]*)["']?task["']?:[ \t]*["']?([^"'\s#\[{][^"'\n#]*?)["']?[ \t]*(?:#.*)?$""", re.MULTILINE
+)
 
 
 class AlignmentError(XTransplantError):
@@ -90,15 +92,16 @@ def find_tasks(include_path: tuple[str, ...] = ()) -> dict[str, Path]:
     """
     spec = find_spec("lm_eval")
     assert spec is not None and spec.origin is not None
-    found: dict[str, Path] = {}
+    defined: dict[str, Path] = {}
+    mentioned: dict[str, Path] = {}
     for root in (*include_path, str(files("xtransplant.tasks")), str(Path(spec.origin).parent / "tasks")):
         for folder, _, names in os.walk(root):
             for name in names:
                 if name.endswith(".yaml"):
                     path = Path(folder, name)
-                    for task in _TASK_NAME.findall(path.read_bytes()):
-                        found.setdefault(task.decode(), path.parent)
-    return found
+                    for indent, task in _TASK_NAME.findall(path.read_bytes()):
+                        (mentioned if indent else defined).setdefault(task.decode(), path.parent)
+    return mentioned | defined
 
 
 def check(task: TaskConfig, pair: LanguagePairConfig) -> list[str]:

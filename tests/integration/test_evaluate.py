@@ -12,7 +12,7 @@ import pytest
 
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import documents, write_tasks
-from xtransplant import cli, loading, record
+from xtransplant import cli, loading, pairing, record
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,14 @@ def test_a_run_leaves_a_complete_record(arguments: list[str], tmp_path: Path, ca
     assert manifest["checks"]["self_transplant"] == 0.0
     facts = manifest["tasks"]["colour_choice_sw"]
     assert (facts["aligned"], facts["available"], facts["documents"], facts["gold_equal"]) == (10, 10, 7, 10)
+    # Each side's fingerprints are of that side: the source's prompts are the questions, three choices each.
+    english = [question for row in documents("en")[:7] for question in [row["question"]] * 3]
+    assert facts["prompts_sha256"]["source"] == pairing.texts_digest(english)
+    swahili = [question for row in documents("sw")[:7] for question in [row["question"]] * 3]
+    assert facts["prompts_sha256"]["target"] == pairing.texts_digest(swahili)
+    assert facts["docs_sha256"]["source"] == pairing.docs_digest(documents("en")[:7])
+    assert facts["docs_sha256"]["target"] == pairing.docs_digest(documents("sw")[:7])
+    assert facts["docs_sha256"]["source"] != pairing.docs_digest(documents("en")[:6])
     assert "model.safetensors" in manifest["model"]["files"]
     shown = capsys.readouterr().out
     assert "colour_choice_sw" in shown and "trivial" in shown and str(found.folder) in shown

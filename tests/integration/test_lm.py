@@ -121,6 +121,39 @@ def test_batch_size_does_not_matter(decoder: Decoder, tasks: Path, kind: str) ->
     assert_alike(found[2], found[0])
 
 
+def test_each_repeat_of_a_sampled_answer_is_drawn_anew(decoder: Decoder, tasks: Path) -> None:
+    def drawn(seed: int) -> list[Any]:
+        found = pairing.load(task_config(tasks, "sampled"), PAIR, Split.all, 3, 1)[0]
+        found.target.config.repeats = 3
+        return answers(TransplantLM(decoder, seed=seed), found)
+
+    first = drawn(1)
+    assert all(len(set(resps)) > 1 for [resps] in first)
+    assert drawn(1) == first and drawn(2) != first
+
+
+def test_generation_ends_with_the_stop_sequence(decoder: Decoder, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only is the text cut there: no further token is computed."""
+    found = pairing.load(task_config(tasks, "generate"), PAIR, Split.all, 1, 1)[0]
+    found.target.config.generation_kwargs = {"until": ["\x00"], "max_gen_toks": 9, "do_sample": False}
+    [[[full]]] = answers(TransplantLM(decoder), found)
+    steps = []
+    forward = Decoder.forward
+    monkeypatch.setattr(Decoder, "forward", lambda *args, **kwargs: steps.append(1) or forward(*args, **kwargs))  # type: ignore[func-returns-value]
+
+    def count(until: list[str]) -> int:
+        found.target.config.generation_kwargs = {"until": until, "max_gen_toks": 9, "do_sample": False}
+        lm = TransplantLM(decoder)
+        lm.counts.checks = {"made": 0.0}
+        steps.clear()
+        answers(lm, found)
+        return len(steps)
+
+    assert count(["\x00"]) == 9
+    assert count([full[4]]) < 9
+    assert count([full[4:7]]) < 9  # of several tokens
+
+
 def test_few_shot_examples_are_the_same_on_both_sides(tasks: Path) -> None:
     found = pairing.load(task_config(tasks, "choice", num_fewshot=3), PAIR, Split.all, None, 1)[0]
     found.target.build_all_requests(samples=found.rows)

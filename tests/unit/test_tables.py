@@ -1,0 +1,42 @@
+"""The tables that a person reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from xtransplant.record import Run
+from xtransplant.tables import run_table, summary_table
+
+
+def run(condition: str, pair: str = "en-sw", **accuracy: tuple[float, int]) -> Run:
+    """A run of tasks with (accuracy, documents) each."""
+    results = {
+        name: {"alias": name, "acc,none": value, "acc_stderr,none": 0.05, "acc_norm,none": 0.9, "f1,strict": 0.5}
+        for name, (value, _) in accuracy.items()
+    }
+    manifest: dict[str, Any] = {
+        "model_name": "tiny", "task_name": "colour", "language_pair": pair, "split": "unseen", "condition": condition,
+        "tasks": {name: {"documents": n, "trivial_baseline": 0.25} for name, (_, n) in accuracy.items()},
+    }  # fmt: skip
+    return Run(Path("x"), manifest, {"results": results})
+
+
+def test_a_run_shows_every_metric_with_error_baseline_and_documents() -> None:
+    lines = run_table(run("vanilla", red=(0.5, 40))).splitlines()
+    assert lines[2].split() == ["red", "acc", "0.500", "±", "0.050", "0.250", "40"]
+    assert lines[3].split() == ["red", "acc_norm", "0.900", "-", "40"]
+    assert lines[4].split() == ["red", "f1", "(strict)", "0.500", "-", "40"]
+
+
+def test_a_summary_pools_documents_and_compares_with_vanilla() -> None:
+    runs = [
+        run("ffn 3>1", red=(0.5, 10), blue=(0.8, 30)),
+        run("vanilla", red=(0.4, 10), blue=(0.4, 30)),
+        run("vanilla", pair="en-de", red=(0.7, 10), blue=(0.7, 30)),
+    ]
+    header, _, german, swahili, *_ = summary_table(runs).splitlines()
+    assert header.split() == ["model", "task", "pair", "split", "vanilla", "ffn", "3>1", "trivial", "documents"]
+    # (0.5 * 10 + 0.8 * 30) / 40, and what is missing is shown as missing.
+    assert swahili.split() == ["tiny", "colour", "en-sw", "unseen", "0.400", "0.725", "(+0.325)", "0.250", "40"]
+    assert german.split() == ["tiny", "colour", "en-de", "unseen", "0.700", "-", "0.250", "40"]
