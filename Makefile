@@ -13,11 +13,11 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP)  ## make .venv and install the pinned packages into it (about 2 GB, a few minutes)
+install: $(STAMP)  ## make .venv and install the pinned packages into it (2 GB with a CPU build of torch, a few minutes)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "xtransplant needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=<path> install")'
-	@echo "Installing into .venv: about 2 GB, a few minutes"
+	@echo "Installing into .venv: 2 GB with a CPU build of torch, several more with a CUDA build; a few minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -39,8 +39,8 @@ test-slow: install  ## the tests marked slow
 
 check: lint test  ## what to run before a push
 
-# The layer pair was chosen on the other half of the documents (split=sample); see README, "A result".
-demo: install  ## Gemma 3 270M, vanilla against a transplant from English, in six languages (about 4 minutes)
+# The layer pair was chosen on the other half of the documents (split=sample); see README.md.
+demo: install  ## Gemma 3 270M, vanilla against a transplant from English, in seven languages (about 4 minutes)
 	$(BIN)/xtransplant evaluate -m task=cldr_language split=unseen language_pair=en-en,en-de,en-el,en-hi,en-sw,en-tr,en-zh \
 	    'transplant.layers=null,[13,2]' output_dir=outputs/demo
 	@echo

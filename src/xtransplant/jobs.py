@@ -97,7 +97,7 @@ def doctor(config: DoctorConfig) -> None:
     tolerance = 1e-3 if decoder.model.dtype.itemsize >= 4 else 1.0
     prefix = engine.read_and_write(decoder, [source], [target], component, pair.source, pair.target, site)
     checks = {
-        "transplants made, not 1": (abs(prefix.written - 1), 0.0),
+        "transplants missing or too many, of 1": (float(abs(prefix.written - 1)), 0.0),
         "self-transplant changes a log-probability by": (
             engine.self_transplant_error(decoder, [source, target], component, pair.target, site),
             tolerance,
@@ -113,7 +113,7 @@ def doctor(config: DoctorConfig) -> None:
         ),
     }
     for text, (error, allowed) in checks.items():
-        print(f"{'ok  ' if error <= allowed else 'FAIL'}  {text}: {error:.1e} (allowed {allowed:.0e})")
+        print(f"{'ok  ' if error <= allowed else 'FAIL'}  {text}: {error:.2g} (allowed {allowed:g})")
     failed = [text for text, (error, allowed) in checks.items() if not error <= allowed]
     if failed:
         raise XTransplantError(

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from xtransplant.config import folders
 from xtransplant.types import XTransplantError
 
 MANIFEST = "manifest.json"
@@ -83,14 +84,15 @@ def load_run(folder: Path) -> Run | None:
 
 
 def find_runs(places: Iterable[str]) -> list[Run]:
-    """Every finished run in or below the given folders.
+    """Every finished run in or below the given folders, which may be patterns with * and ?.
 
     Raises:
         XTransplantError: a place does not exist or holds no finished run.
     """
     runs = []
     for place in places:
-        found = [load_run(path.parent) for path in sorted(Path(place).rglob(MANIFEST))]
+        manifests = sorted({path for folder in folders(place) for path in folder.rglob(MANIFEST)})
+        found = [load_run(path.parent) for path in manifests]
         if not found:
             raise XTransplantError(
                 f"runs: {place} holds no finished run. Give folders of runs, e.g. runs=[outputs/evaluate]."

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from xtransplant.record import Run
 
 _LEGEND = """\
-Accuracy on the pair's target language (the second); in brackets, the difference to the vanilla model.
-ffn 13>2: the feed-forward output of layer 13, read at the last token of the prompt in the source language,
-put in place of layer 2's at the last token of the same prompt in the target language.
+Accuracy (acc) on the pair's target language, the second; in brackets, the difference to the vanilla model.
+ffn I>J: the feed-forward output of layer I, read at the last token of the prompt in the source language, put in
+place of layer J's at the last token of the same prompt in the target language.
 trivial: a guess that does not read the question. With 50 documents, differences below about 0.1 can be chance."""
 
 
@@ -25,20 +27,21 @@ def run_table(run: Run) -> str:
 
 
 def summary_table(runs: Sequence[Run]) -> str:
-    """Many runs: a row per model, task family and language pair, a column per condition.
+    """Many runs: a row per model, task family, language pair and settings, a column per condition.
 
-    Accuracy (the first metric where there is none), averaged over the documents of the family's tasks.
+    Accuracy (the first metric where there is none), averaged over the documents of the family's tasks. Only runs that
+    differ in nothing but the transplant share a row; a column `settings` tells rows apart that look alike.
     """
     conditions = sorted({run.manifest["condition"] for run in runs}, key=lambda c: (c != "vanilla", c))
     cells: dict[tuple[str, ...], dict[str, tuple[float, float | None, int]]] = {}
     for run in runs:
-        row = tuple(str(run.manifest[key]) for key in ("model_name", "task_name", "language_pair", "split"))
-        value, baseline, documents = _pooled(run)
-        cells.setdefault(row, {})[run.manifest["condition"]] = (value, baseline, documents)
+        label = tuple(str(run.manifest[key]) for key in ("model_name", "task_name", "language_pair", "split"))
+        cells.setdefault((*label, _settings(run)), {})[run.manifest["condition"]] = _pooled(run)
+    alike = len({row[:-1] for row in cells}) < len(cells)
     rows = []
     for row, found in sorted(cells.items()):
         vanilla = found.get("vanilla")
-        line = list(row)
+        line = list(row if alike else row[:-1])
         for condition in conditions:
             cell = found.get(condition)
             text = "-" if cell is None else f"{cell[0]:.3f}"
@@ -47,8 +50,16 @@ def summary_table(runs: Sequence[Run]) -> str:
             line.append(text)
         some = next(iter(found.values()))
         rows.append([*line, _number(some[1]), str(some[2])])
-    table = _table(["model", "task", "pair", "split", *conditions, "trivial", "documents"], rows)
-    return f"{table}\n\n{_LEGEND}"
+    header = ["model", "task", "pair", "split", *(["settings"] if alike else []), *conditions, "trivial", "documents"]
+    return f"{_table(header, rows)}\n\n{_LEGEND}"
+
+
+def _settings(run: Run) -> str:
+    """Six hex digits of all that was configured, the transplant apart, and of the documents that were evaluated."""
+    configured = {**run.results["config"]["model_args"], "transplant": None}
+    documents = [facts["keys_sha256"] for _, facts in sorted(run.manifest["tasks"].items())]
+    text = json.dumps([configured, documents], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def _pooled(run: Run) -> tuple[float, float | None, int]:

@@ -155,6 +155,8 @@ def test_a_sweep_loads_the_model_once_and_ends_in_one_table(
     capsys.readouterr()
     assert cli.main(["summarize", f"runs=[{tmp_path / 'outputs' / 'evaluate'}]"]) == 0
     table = capsys.readouterr().out
+    assert cli.main(["summarize", f"runs=[{tmp_path / 'outputs' / 'evaluate' / '*-sw-*'}]"]) == 0
+    assert capsys.readouterr().out == table
     for text in ("vanilla", "ffn 3>1", "attn 3>1", "en-sw", "trivial", "documents"):
         assert text in table
 
