@@ -19,9 +19,13 @@ from typing import Any
 from xtransplant import __version__
 from xtransplant.config import (
     JOBS,
+    AnalyzeConfig,
     DoctorConfig,
     EvaluateConfig,
+    GridConfig,
     JobConfig,
+    SelectConfig,
+    StrategiesConfig,
     did_you_mean,
     keys,
     refusal,
@@ -158,10 +162,18 @@ def _run_job(job: str, options: dict[str, str], overrides: list[str]) -> int:
 
 def run(config: JobConfig) -> None:
     """Do what the config says."""
-    from xtransplant import jobs
+    from xtransplant import grid_jobs, jobs
 
     if isinstance(config, EvaluateConfig):
         jobs.evaluate(config)
+    elif isinstance(config, GridConfig):
+        grid_jobs.grid(config)
+    elif isinstance(config, SelectConfig):
+        grid_jobs.select(config)
+    elif isinstance(config, StrategiesConfig):
+        grid_jobs.strategy_tables(config)
+    elif isinstance(config, AnalyzeConfig):
+        grid_jobs.analyze(config)
     elif isinstance(config, DoctorConfig):
         jobs.doctor(config)
     else:

@@ -30,16 +30,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from xtransplant import models, pairing
+from xtransplant import models, pairing, selection
 from xtransplant.config import (
     JOBS,
     EvaluateConfig,
     JobConfig,
-    SummarizeConfig,
+    ModelJob,
+    TaskJob,
     did_you_mean,
     faults_of,
     keys,
     refusal,
+    short_name,
     shown,
     template_faults,
     validate,
@@ -196,16 +198,22 @@ def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:
     """
     faults: list[str] = []
     num_layers = None
-    if (
-        not isinstance(config, SummarizeConfig)
-        and not {"model", "model.path"} & set(unclear)
-        and config.model.path.strip()
-    ):
+    if isinstance(config, ModelJob) and not {"model", "model.path"} & set(unclear) and config.model.path.strip():
         faults += models.check(config.model)
         num_layers = models.num_layers(config.model)
     faults += validate(config, num_layers, unclear)
-    if isinstance(config, EvaluateConfig) and not {"task", "task.tasks", "language_pair"} & set(unclear):
+    if isinstance(config, TaskJob) and not {"task", "task.tasks", "language_pair"} & set(unclear):
         faults += template_faults(config.task) or pairing.check(config.task, config.language_pair)
+    if (
+        isinstance(config, EvaluateConfig)
+        and config.selection
+        and not {"model", "task", "language_pair"} & set(unclear)
+    ):
+        pair = config.language_pair
+        try:
+            selection.fitting(config.selection, short_name(config.model), config.task.name, pair.source, pair.target)
+        except XTransplantError as error:
+            faults.append(str(error))
     return faults
 
 

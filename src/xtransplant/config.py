@@ -48,6 +48,15 @@ class EmptyPrompt(Enum):
     vanilla = "vanilla"
 
 
+class Control(Enum):
+    """What stands in for the parallel prompt's vector, to see what a transplant of anything would do."""
+
+    none = "none"
+    random_document = "random_document"  # another document's source prompt
+    noise = "noise"  # random vectors of the same length
+    self = "self"  # the target prompt itself: equal layers change nothing
+
+
 @dataclass
 class ModelConfig:
     name: str = field(default=MISSING, metadata={"help": "short name, shown in run folders and tables"})
@@ -135,6 +144,40 @@ class TransplantConfig:
             "type": "[source, target] or null",
         },
     )
+    control: Control = field(
+        default=Control.none, metadata={"help": "instead of the parallel prompt's vector: another document's, noise, …"}
+    )
+
+
+@dataclass
+class GridTransplantConfig:
+    component: Any = field(
+        default=Component.ffn.value,
+        metadata={"help": "module whose output is transplanted, or several", "type": "ffn, attn or [ffn,attn]"},
+    )
+    site: Site = field(
+        default=Site.module,
+        metadata={"help": "the module's own output, or what a norm after it adds to the residual stream"},
+    )
+    control: Control = field(
+        default=Control.none, metadata={"help": "instead of the parallel prompt's vector: another document's, noise, …"}
+    )
+
+
+@dataclass
+class SweepConfig:
+    pairs: Any = field(
+        default="all",
+        metadata={
+            "help": "layer pairs to look at",
+            "type": "all, source_last, target_first, diagonal or [[source,target],…]",
+        },
+    )
+    budget: float | None = field(
+        default=None,
+        metadata={"help": "share of the whole grid to compute, coarse to fine by successive halving; null: all of it"},
+    )
+    memory: float = field(default=2.0, metadata={"help": "gigabytes that a batch may take beside the model"})
 
 
 @dataclass
@@ -145,6 +188,10 @@ class EvaluateConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     language_pair: LanguagePairConfig = field(default_factory=LanguagePairConfig)
     transplant: TransplantConfig = field(default_factory=TransplantConfig)
+    selection: str | None = field(
+        default=None,
+        metadata={"help": "selection.json of `xtransplant select`: its layer pair or rule, in place of transplant"},
+    )
     split: Split = field(
         default=Split.all,
         metadata={"help": "half of the documents: sample to choose layers on, unseen to test the choice"},
@@ -154,6 +201,77 @@ class EvaluateConfig:
     batch_size: int = field(default=8, metadata={"help": "prompts per forward pass; results do not depend on it"})
     output_dir: str = field(default="outputs", metadata={"help": "folder for runs"})
     overwrite: bool = field(default=False, metadata={"help": "compute a finished run anew"})
+
+
+@dataclass
+class GridConfig:
+    """score every layer pair on the documents of a language pair, in one sweep a document"""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    language_pair: LanguagePairConfig = field(default_factory=LanguagePairConfig)
+    transplant: GridTransplantConfig = field(default_factory=GridTransplantConfig)
+    grid: SweepConfig = field(default_factory=SweepConfig)
+    split: Split = field(
+        default=Split.sample,
+        metadata={"help": "half of the documents: sample to choose layers on, unseen to test the choice"},
+    )
+    limit: int | None = field(default=None, metadata={"help": "documents per task; null: all"})
+    seed: int = field(default=1234, metadata={"help": "of the few-shot draw, controls and sampling"})
+    output_dir: str = field(default="outputs", metadata={"help": "folder for runs"})
+    overwrite: bool = field(default=False, metadata={"help": "compute a finished run anew"})
+
+
+_GRIDS = {"help": "folders of grid runs; patterns with * are expanded", "type": "folder or [folder, …]"}
+
+
+@dataclass
+class SelectConfig:
+    """choose a layer pair, or a rule that chooses one for each document, on grids; no model is loaded"""
+
+    grid: Any = field(default=MISSING, metadata=_GRIDS)
+    strategy: str = field(default="overall", metadata={"help": "how to choose; the names are in the README"})
+    pooled: bool = field(default=False, metadata={"help": "one choice for all grids together, not one for each"})
+    component: str | None = field(default=None, metadata={"help": "ffn or attn: choose among its cells only"})
+    fixed: Any = field(
+        default=None,
+        metadata={
+            "help": "for strategy=fixed: the paper's setting for a kind of task, or a cell of your own",
+            "type": "understanding, generation, culture or [component, source, target]",
+        },
+    )
+    candidates: Any = field(
+        default=16,
+        metadata={"help": "best cells on the sample that per-document rules look at", "type": "a whole number or all"},
+    )
+    alpha: float = field(default=0.05, metadata={"help": "level of strategy=cross_validated"})
+    seed: int = field(default=1234, metadata={"help": "of the folds"})
+    output_dir: str = field(default="outputs", metadata={"help": "folder for runs"})
+
+
+@dataclass
+class StrategiesConfig:
+    """every strategy, chosen on sample grids and scored on unseen ones, beside upper bounds and chance controls"""
+
+    grid: Any = field(default=MISSING, metadata=_GRIDS)
+    unseen: Any = field(default=MISSING, metadata=_GRIDS)
+    controls: Any = field(
+        default_factory=list, metadata={"help": "grid runs with transplant.control", "type": "folder or [folder, …]"}
+    )
+    seed: int = field(default=1234, metadata={"help": "of folds and bootstrap"})
+    output_dir: str = field(default="outputs", metadata={"help": "folder for tables and pictures"})
+
+
+@dataclass
+class AnalyzeConfig:
+    """the map over layer pairs: tables, tests over all cells, upper bounds, heatmaps and curves"""
+
+    grid: Any = field(default=MISSING, metadata=_GRIDS)
+    controls: Any = field(
+        default_factory=list, metadata={"help": "grid runs with transplant.control", "type": "folder or [folder, …]"}
+    )
+    seed: int = field(default=1234, metadata={"help": "of permutations and splits"})
+    output_dir: str = field(default="outputs", metadata={"help": "folder for tables and pictures"})
 
 
 @dataclass
@@ -177,11 +295,18 @@ class SummarizeConfig:
     )
 
 
-JobConfig = EvaluateConfig | DoctorConfig | SummarizeConfig
+TaskJob = EvaluateConfig | GridConfig
+ModelJob = EvaluateConfig | GridConfig | DoctorConfig
+GridReader = SelectConfig | StrategiesConfig | AnalyzeConfig
+JobConfig = ModelJob | GridReader | SummarizeConfig
 JOBS: dict[str, type[JobConfig]] = {
     "evaluate": EvaluateConfig,
-    "doctor": DoctorConfig,
+    "grid": GridConfig,
+    "select": SelectConfig,
+    "strategies": StrategiesConfig,
+    "analyze": AnalyzeConfig,
     "summarize": SummarizeConfig,
+    "doctor": DoctorConfig,
 }
 
 # The parts that model.modules may name: the fields of `engine.Modules`, which cannot be imported without torch.
@@ -340,16 +465,26 @@ def validate(config: JobConfig, num_layers: int | None = None, unclear: Collecti
         if isinstance(value, str) and not value.strip() and not _is_unclear(key.name, unclear):
             optional = ", or null" if key.default is None else ""
             faults.append(f"{key.name}={value}: empty. Give text{optional}: {key.help}.")
-    if not isinstance(config, SummarizeConfig):
+    if "model" in unclear:
+        num_layers = None
+    if isinstance(config, ModelJob):
         faults += [
             f"model.modules.{name}={module}: there is no such part. Parts: {', '.join(MODULES)}."
             for name, module in config.model.modules.items()
             if name not in MODULES
         ]
-    if not isinstance(config, SummarizeConfig) and not _is_unclear("transplant.layers", unclear):
-        faults += _layer_faults(config.transplant.layers, None if "model" in unclear else num_layers)
-    if isinstance(config, EvaluateConfig):
-        faults += _evaluate_faults(config, unclear)
+    if isinstance(config, EvaluateConfig | DoctorConfig) and not _is_unclear("transplant.layers", unclear):
+        faults += _layer_faults(config.transplant.layers, num_layers)
+    if isinstance(config, TaskJob):
+        faults += _task_job_faults(config, unclear)
+    if isinstance(config, EvaluateConfig) and config.selection is not None and config.transplant.layers is not None:
+        faults.append(
+            "selection and transplant.layers: both say what to transplant. Give transplant.layers=null with selection."
+        )
+    if isinstance(config, GridConfig):
+        faults += _grid_faults(config, num_layers, unclear)
+    if isinstance(config, GridReader):
+        faults += _reader_faults(config, unclear)
     if isinstance(config, SummarizeConfig) and "runs" not in unclear:
         faults += [
             f"runs: {pattern} matches no folder. Give folders of runs, e.g. runs=[outputs/evaluate/*]."
@@ -377,12 +512,11 @@ def folders(pattern: str) -> list[Path]:
     return sorted(each for each in found if each.is_dir())
 
 
-def _evaluate_faults(config: EvaluateConfig, unclear: Collection[str]) -> list[str]:
+def _task_job_faults(config: TaskJob, unclear: Collection[str]) -> list[str]:
     task = config.task
     checks = {
         "limit": (config.limit is None or config.limit >= 1, "1 or more, or null for all documents"),
         "seed": (config.seed >= 0, "0 or more"),
-        "batch_size": (config.batch_size >= 1, "1 or more"),
         "task.min_gold_agreement": (0 <= task.min_gold_agreement <= 1, "a share, from 0 to 1"),
         "task.num_fewshot": (task.num_fewshot is None or task.num_fewshot >= 0, "0 or more, or null"),
         "task.tasks": (bool(task.tasks), "at least one lm-eval task, e.g. 'task.tasks=[\"xcopa_{lang}\"]'"),
@@ -391,11 +525,9 @@ def _evaluate_faults(config: EvaluateConfig, unclear: Collection[str]) -> list[s
             "true only with task.apply_chat_template=true",
         ),
     }
-    faults = []
-    for name, (good, allowed) in checks.items():
-        if not good and not _is_unclear(name, unclear):
-            value = functools.reduce(getattr, name.split("."), config)
-            faults.append(f"{name}={shown(value)}: wrong value. Allowed: {allowed}.")
+    if isinstance(config, EvaluateConfig):
+        checks["batch_size"] = (config.batch_size >= 1, "1 or more")
+    faults = _wrong_values(config, checks, unclear)
     folder = os.environ.get("XTRANSPLANT_DATA")
     if folder and task.data_dir is None and task.data_files and not Path(folder).is_dir():
         faults.append(
@@ -405,6 +537,59 @@ def _evaluate_faults(config: EvaluateConfig, unclear: Collection[str]) -> list[s
     if config.output_dir.strip():
         faults += _output_faults(config.output_dir)
     return faults
+
+
+def _wrong_values(config: JobConfig, checks: Mapping[str, tuple[bool, str]], unclear: Collection[str]) -> list[str]:
+    """A message for each key whose check (is it good, what is allowed) fails."""
+    faults = []
+    for name, (good, allowed) in checks.items():
+        if not good and not _is_unclear(name, unclear):
+            value = functools.reduce(getattr, name.split("."), config)
+            faults.append(f"{name}={shown(value)}: wrong value. Allowed: {allowed}.")
+    return faults
+
+
+def _grid_faults(config: GridConfig, num_layers: int | None, unclear: Collection[str]) -> list[str]:
+    given = listed(config.transplant.component)
+    names = [each.name for each in Component]
+    checks = {
+        "transplant.component": (
+            bool(given) and len(set(given)) == len(given) and all(each in names for each in given),
+            f"one of {', '.join(names)}, or a list of different ones, e.g. [ffn,attn]",
+        ),
+        "grid.budget": (
+            config.grid.budget is None or 0 < config.grid.budget <= 1,
+            "a share above 0 and up to 1, or null for the whole grid",
+        ),
+        "grid.memory": (config.grid.memory > 0, "gigabytes, above 0"),
+    }
+    faults = _wrong_values(config, checks, unclear)
+    if not _is_unclear("grid.pairs", unclear):
+        try:
+            LayerPair.parse_set(config.grid.pairs, num_layers or 10**9)
+        except XTransplantError as error:
+            faults.append(str(error))
+    return faults
+
+
+def _reader_faults(config: GridReader, unclear: Collection[str]) -> list[str]:
+    faults = []
+    for name in ("grid", "unseen", "controls"):
+        for pattern in listed(getattr(config, name, [])):
+            if _is_unclear(name, unclear):
+                continue
+            if not isinstance(pattern, str) or not folders(pattern):
+                faults.append(
+                    f"{name}: {shown(pattern)} matches no folder. Give folders of grid runs, e.g. outputs/grid/*."
+                )
+    if config.output_dir.strip():
+        faults += _output_faults(config.output_dir)
+    return faults
+
+
+def listed(value: Any) -> list[Any]:
+    """What may be given alone or as a list."""
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def template_faults(task: TaskConfig) -> list[str]:
@@ -459,16 +644,24 @@ def _layer_faults(layers: Any, num_layers: int | None) -> list[str]:
 # --- Identity of a run -----------------------------------------------------------------------------------------------
 
 # Where and how a run is done, not what it computes.
-_NOT_IN_HASH = ("output_dir", "overwrite", "batch_size", "task.data_dir", "model.device", "model.device_map")
+_NOT_IN_HASH = (
+    *("output_dir", "overwrite", "batch_size", "grid.memory", "selection"),
+    *("task.data_dir", "model.device", "model.device_map"),
+)
 
 
 def to_dict(config: JobConfig, num_layers: int | None = None) -> dict[str, Any]:
     """Plain values, enums by their value. With the model's number of layers, layers are indices from 0."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=lambda value: value.value))
+    if num_layers is None:
+        return plain
     layers = plain.get("transplant", {}).get("layers")
-    if layers is not None and num_layers is not None:
+    if layers is not None:
         pair = LayerPair.parse(layers, num_layers)
         plain["transplant"]["layers"] = [pair.source, pair.target]
+    pairs = plain.get("grid", {}).get("pairs") if isinstance(config, GridConfig) else None
+    if isinstance(pairs, list):
+        plain["grid"]["pairs"] = [[pair.source, pair.target] for pair in LayerPair.parse_set(pairs, num_layers)]
     return plain
 
 
@@ -477,31 +670,53 @@ def short_name(model: ModelConfig) -> str:
     return re.split(r"[/\\]", model.name.rstrip("/\\"))[-1]
 
 
-def run_name(config: EvaluateConfig, num_layers: int | None = None) -> str:
-    """Readable and safe as a folder's name, at most 80 characters; not unique, see `config_hash`."""
+def run_name(config: TaskJob, num_layers: int | None = None, strategy: str | None = None) -> str:
+    """Readable and safe as a folder's name, at most 80 characters; not unique, see `config_hash`.
+
+    Args:
+        strategy: of the selection, if there is one.
+    """
     pair, transplant = config.language_pair, config.transplant
     parts = [short_name(config.model)[:24], config.task.name[:20], pair.source[:8], pair.target[:8]]
-    if transplant.layers is None:
+    if isinstance(config, GridConfig):
+        parts += ["_".join(listed(config.transplant.component)), config.split.value]
+        if isinstance(config.grid.pairs, str) and config.grid.pairs != "all":
+            parts.append(config.grid.pairs)
+    elif strategy is not None:
+        parts.append(strategy)
+    elif config.transplant.layers is None:
         parts.append("vanilla")
     else:
         branch = "_branch" if transplant.site is Site.branch else ""
         layers = to_dict(config, num_layers)["transplant"]["layers"]
-        parts += [f"{transplant.component.value}{branch}", *map(str, layers)]
+        parts += [f"{config.transplant.component.value}{branch}", *map(str, layers)]
+    if transplant.control is not Control.none and parts[-1] != "vanilla":
+        parts.append(transplant.control.value)
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part) for part in parts)[:80]
 
 
-def identity(config: EvaluateConfig, num_layers: int | None = None) -> dict[str, Any]:
-    """What is computed, as plain values: the same for two ways to ask for it, and wherever it runs."""
+def identity(
+    config: TaskJob, num_layers: int | None = None, selection: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What is computed, as plain values: the same for two ways to ask for it, and wherever it runs.
+
+    Args:
+        selection: its content, where the config names one.
+    """
     plain = to_dict(config, num_layers)
-    if config.transplant.layers is None:
+    if isinstance(config, GridConfig):
+        plain["transplant"]["component"] = sorted(listed(config.transplant.component))
+    elif selection is not None:
+        plain["transplant"] = {"control": config.transplant.control.value}
+    elif config.transplant.layers is None:
         plain["transplant"] = None  # which component is not transplanted does not matter
     for name in _NOT_IN_HASH:
         section, _, key = name.rpartition(".")
-        del (plain[section] if section else plain)[key]
-    return plain
+        (plain.get(section, {}) if section else plain).pop(key, None)
+    return plain if selection is None else {**plain, "selection": dict(selection)}
 
 
-def config_hash(config: EvaluateConfig, num_layers: int | None = None) -> str:
+def config_hash(config: TaskJob, num_layers: int | None = None, selection: Mapping[str, Any] | None = None) -> str:
     """12 hex digits of `identity`."""
-    plain = identity(config, num_layers)
+    plain = identity(config, num_layers, selection)
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]

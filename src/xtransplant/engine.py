@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -108,7 +108,7 @@ class Decoder:
         text_config = model.config.get_text_config(decoder=True)
         self.hidden_size: int = text_config.hidden_size
         self.vocab_size: int = text_config.vocab_size
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         try:
             self.layers = _module_list(model, self.modules.layers)
             for component in (Component.attn, Component.ffn):
@@ -168,7 +168,7 @@ class Decoder:
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": cache is not None}
         if cache is not None:
             arguments["past_key_values"] = cache
-        if self._takes_positions:
+        if self.takes_positions:
             arguments["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -width:]
         if keep is None:
             self.model.base_model(**arguments)
@@ -228,7 +228,7 @@ def capture(
 
     def read(component: Component, layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            last = _tensor(output).reshape(*shape, -1)[:, -1].clone()
+            last = first_tensor(output).reshape(*shape, -1)[:, -1].clone()
             if component is Component.attn_as_released:
                 last += inputs[layer].to(last.device)
             found[component, layer].append(last)
@@ -259,16 +259,49 @@ def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], writes: Writes |
     Raises:
         XTransplantError: not every transplant was made exactly once.
     """
+    cache = DynamicCache()
+    width = max(map(len, prompts))
+    last = torch.arange(len(prompts)), torch.full((len(prompts),), width - 1)
+    with _written(decoder, writes, (len(prompts), width)) as count:
+        logits, mask = decoder.forward(prompts, cache, keep=last)
+    assert logits is not None
+    return Prefix(cache, mask, logits, count())
+
+
+@torch.inference_mode()
+def branches(decoder: Decoder, prompt: Sequence[int], writes: Writes) -> Prefix:
+    """One prompt with each of the writes, a row for each: as `prefill` of copies, but all before the last token is
+    run once, since no transplant reaches it.
+
+    Raises:
+        XTransplantError: not every transplant was made exactly once.
+    """
+    if len(prompt) == 1:
+        return prefill(decoder, [prompt] * len(writes.layers), writes)
+    beginning = DynamicCache()
+    _, mask = decoder.forward([prompt[:-1]], beginning)
+    rows = torch.zeros(len(writes.layers), dtype=torch.long, device=mask.device)
+    cache = _select(beginning, rows)
+    keep = torch.arange(len(rows)), rows
+    with _written(decoder, writes, (len(rows), 1)) as count:
+        logits, mask = decoder.forward([prompt[-1:]] * len(rows), cache, mask[rows], keep)
+    assert logits is not None
+    return Prefix(cache, mask, logits, count())
+
+
+@contextmanager
+def _written(decoder: Decoder, writes: Writes | None, shape: tuple[int, int]) -> Iterator[Callable[[], int]]:
+    """While open, forwards on [B, T] tokens are written to at their last column; yields the count of writes made,
+    which is checked at the end."""
     rows_at: dict[int, list[int]] = {}
     for row, layer in enumerate(writes.layers if writes else ()):
         rows_at.setdefault(layer, []).append(row)
-    shape = (len(prompts), max(map(len, prompts)))
     written = 0
 
     def write(rows: list[int], vectors: Tensor) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             nonlocal written
-            own = _tensor(output)
+            own = first_tensor(output)
             # Cloned: the module's output may alias a tensor that somebody else still reads.
             new = own.reshape(*shape, -1).clone()
             new[rows, -1] = vectors.to(new)
@@ -278,18 +311,14 @@ def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], writes: Writes |
 
         return hook
 
-    cache = DynamicCache()
-    last = torch.arange(len(prompts)), torch.full((len(prompts),), shape[1] - 1)
     with ExitStack() as stack:
         for layer, rows in rows_at.items():
             assert writes is not None
             module = decoder.module_at(layer, writes.component, writes.site)
             stack.enter_context(module.register_forward_hook(write(rows, writes.vectors[rows])))
-        logits, mask = decoder.forward(prompts, cache, keep=last)
-    if written != (len(prompts) if writes else 0):
-        raise XTransplantError(f"{written} transplants were made for {len(prompts)} prompts.")
-    assert logits is not None
-    return Prefix(cache, mask, logits, written)
+        yield lambda: written
+    if written != (shape[0] if writes else 0):
+        raise XTransplantError(f"{written} transplants were made for {shape[0]} prompts.")
 
 
 @torch.inference_mode()
@@ -437,7 +466,7 @@ def residual_error(decoder: Decoder, prompts: Sequence[Sequence[int]], site: Sit
         before.append((args[0] if args else kwargs["hidden_states"])[:, -1].to(decoder.device).clone())
 
     def read_after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        after.append(_tensor(output)[:, -1].to(decoder.device).clone())
+        after.append(first_tensor(output)[:, -1].to(decoder.device).clone())
 
     parts = capture(decoder, prompts, [Component.attn, Component.ffn], site)
     with ExitStack() as stack:
@@ -498,7 +527,7 @@ def _module_help(model: PreTrainedModel) -> str:
     )
 
 
-def _tensor(output: Any) -> Tensor:
+def first_tensor(output: Any) -> Tensor:
     first = output[0] if isinstance(output, tuple) else output
     if not isinstance(first, Tensor):
         raise XTransplantError(f"A hooked module returned {type(first).__name__}, not a tensor.")

@@ -11,8 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from xtransplant import loading, models, pairing, record, tables
-from xtransplant.config import DoctorConfig, EvaluateConfig, config_hash, identity, run_name, short_name, to_dict
+from xtransplant import loading, models, pairing, record, selection, tables
+from xtransplant.config import (
+    Control,
+    DoctorConfig,
+    EvaluateConfig,
+    TaskJob,
+    config_hash,
+    identity,
+    run_name,
+    short_name,
+    to_dict,
+)
+from xtransplant.selection import Selection
 from xtransplant.types import LayerPair, Site, XTransplantError
 
 if TYPE_CHECKING:
@@ -27,26 +38,31 @@ def evaluate(config: EvaluateConfig) -> None:
 
     started = time.perf_counter()
     layers = models.num_layers(config.model)
-    name, short_hash = run_name(config, layers), config_hash(config, layers)
+    chosen = _selection(config)
+    content = None if chosen is None else chosen.as_dict()
+    strategy = None if chosen is None else chosen.strategy
+    name, short_hash = run_name(config, layers, strategy), config_hash(config, layers, content)
     folder = Path(config.output_dir, "evaluate", f"{name}-{short_hash}")
     finished = record.load_run(folder) if not config.overwrite else None
     if finished is not None:
         log.info("Already done, nothing computed (overwrite=true computes anew): %s", folder)
         print(tables.run_table(finished))
         return
-    pairs = pairing.load(config.task, config.language_pair, config.split, config.limit, config.seed)
-    for found in pairs:
-        log.info("%s: %d documents, sources from %s", found.name, len(found.rows), found.source.config.task)
+    pairs = load_pairs(config)
+    if chosen is not None:
+        _refuse_selected(config, chosen, pairs)
     record.open_run(folder, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
     lm = TransplantLM.from_config(config)
     loaded = time.perf_counter()
-    results = _harness(lm, pairs, config)
+    results = harness(lm, pairs, config)
+    results["config"]["model_args"] = identity(config, lm.decoder.num_layers, content)
     evaluated = time.perf_counter()
-    samples = results.pop("samples")
-    record.write(folder / "results.json", record.as_json(results))
-    for name, rows in samples.items():
-        record.write(folder / f"samples_{name}.jsonl", "".join(record.as_json(row, indent=None) for row in rows))
-    manifest = _manifest(config, lm, pairs) | {
+    write_results(folder, results)
+    manifest = facts_of_run(config, lm, pairs) | {
+        "job": "evaluate",
+        "config_hash": short_hash,
+        "condition": _condition(config, lm.layer_pair if chosen is None else None, strategy),
+        "transplant": _transplanted(config, lm, chosen),
         "timings": {
             "tasks_seconds": loaded - started,
             "evaluation_seconds": evaluated - loaded,
@@ -61,6 +77,77 @@ def evaluate(config: EvaluateConfig) -> None:
     if lm.counts.promptless:
         print(f"{lm.counts.promptless} requests had no prompt, and no transplant.")
     print(f"\n{folder}")
+
+
+def load_pairs(config: TaskJob) -> list[pairing.Pairing]:
+    """The documents of a run, both sides."""
+    pairs = pairing.load(
+        config.task, config.language_pair, config.split, config.limit, config.seed, config.transplant.control
+    )
+    for found in pairs:
+        log.info("%s: %d documents, sources from %s", found.name, len(found.rows), found.source.config.task)
+    return pairs
+
+
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    """The harness's results, and a file of samples for each task."""
+    samples = results.pop("samples")
+    record.write(folder / "results.json", record.as_json(results))
+    for name, rows in samples.items():
+        record.write(folder / f"samples_{name}.jsonl", "".join(record.as_json(row, indent=None) for row in rows))
+
+
+def _selection(config: EvaluateConfig) -> Selection | None:
+    if config.selection is None:
+        return None
+    pair = config.language_pair
+    return selection.fitting(config.selection, short_name(config.model), config.task.name, pair.source, pair.target)
+
+
+def _refuse_selected(config: EvaluateConfig, chosen: Selection, pairs: list[pairing.Pairing]) -> None:
+    """No document may be evaluated that the choice was made on; parallel documents count as one.
+
+    Raises:
+        XTransplantError: some were, or the selection was made on another model's weights.
+    """
+    selected = set(chosen.documents)
+    names = [
+        f"{template}/{found.keys[row]}"
+        for template, found in zip(config.task.tasks, pairs, strict=True)
+        for row in found.rows
+    ]
+    both = [name for name in names if name in selected]
+    if both:
+        raise XTransplantError(
+            f"selection={config.selection}: {len(both)} of {len(names)} documents were selected on, e.g. "
+            f"{', '.join(both[:3])}. Evaluate others: split=unseen."
+        )
+    provenance = loading.load(config.model).provenance
+    weights = {"files": provenance["files"], "adapter": provenance["adapter"]}
+    if any(grid["weights"] != weights for grid in chosen.grids):
+        raise XTransplantError(
+            f"selection={config.selection}: it was made on other weights of {short_name(config.model)}. Run the grid "
+            "and the selection again on this model."
+        )
+
+
+def _transplanted(config: EvaluateConfig, lm: TransplantLM, chosen: Selection | None) -> dict[str, Any] | None:
+    """What was read and written, for the manifest; None for the vanilla model."""
+    if chosen is not None:
+        return {"selection": chosen.as_dict(), "control": config.transplant.control.value}
+    pair = lm.layer_pair
+    if pair is None:
+        return None
+    component, site = config.transplant.component, config.transplant.site
+    read, written = (lm.decoder.module_name(layer, component, site) for layer in (pair.source, pair.target))
+    return {
+        "component": component.value,
+        "site": site.value,
+        "control": config.transplant.control.value,
+        "layers": [pair.source, pair.target],
+        "read": read,
+        "written": written,
+    }
 
 
 def summarize(runs: list[str]) -> None:
@@ -128,7 +215,7 @@ def lm_eval(arguments: list[str]) -> None:
     lm_eval_main(arguments)
 
 
-def _harness(lm: TransplantLM, pairs: list[pairing.Pairing], config: EvaluateConfig) -> dict[str, Any]:
+def harness(lm: TransplantLM, pairs: list[pairing.Pairing], config: TaskJob) -> dict[str, Any]:
     """Let the harness build, ask and grade; its results, samples included, as plain JSON values."""
     import random
 
@@ -175,27 +262,19 @@ def _harness(lm: TransplantLM, pairs: list[pairing.Pairing], config: EvaluateCon
     return plain | {"configs": json.loads(re.sub(r" at 0x[0-9a-f]+", "", configs))}
 
 
-def _condition(config: EvaluateConfig, pair: LayerPair | None) -> str:
+def _condition(config: EvaluateConfig, pair: LayerPair | None, strategy: str | None) -> str:
     """What was done to the model, in a few words: the column in a table."""
+    control = "" if config.transplant.control is Control.none else f" ({config.transplant.control.value})"
+    if strategy is not None:
+        return strategy + control
     if pair is None:
         return "vanilla"
     branch = "/branch" if config.transplant.site is Site.branch else ""
-    return f"{config.transplant.component.value}{branch} {pair.source}>{pair.target}"
+    return f"{config.transplant.component.value}{branch} {pair.source}>{pair.target}{control}"
 
 
-def _manifest(config: EvaluateConfig, lm: TransplantLM, pairs: list[pairing.Pairing]) -> dict[str, Any]:
-    pair = lm.layer_pair
-    component, site = config.transplant.component, config.transplant.site
-    transplant = None
-    if pair is not None:
-        read, written = (lm.decoder.module_name(layer, component, site) for layer in (pair.source, pair.target))
-        transplant = {
-            "component": component.value,
-            "site": site.value,
-            "layers": [pair.source, pair.target],
-            "read": read,
-            "written": written,
-        }
+def facts_of_run(config: TaskJob, lm: TransplantLM, pairs: list[pairing.Pairing]) -> dict[str, Any]:
+    """What every run's manifest says."""
     tasks = {}
     for found in pairs:
         docs = [found.docs[row] for row in found.rows]
@@ -216,14 +295,10 @@ def _manifest(config: EvaluateConfig, lm: TransplantLM, pairs: list[pairing.Pair
             "prompts_sha256": pairing.prompts_digest(found.target.instances),
         }
     return {
-        "job": "evaluate",
-        "config_hash": config_hash(config, lm.decoder.num_layers),
         "model_name": short_name(config.model),
         "task_name": config.task.name,
         "language_pair": f"{config.language_pair.source}-{config.language_pair.target}",
         "split": config.split.value,
-        "condition": _condition(config, pair),
-        "transplant": transplant,
         "seed": config.seed,
         "model": loading.load(config.model).provenance,
         "environment": record.environment(),

@@ -12,9 +12,10 @@ import logging
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lm_eval.models  # noqa: F401  (before anything is registered: else the harness does not fill its registry)
@@ -28,14 +29,19 @@ from lm_eval.models.utils import (
 )
 from tqdm import tqdm
 
-from xtransplant.config import EvaluateConfig, ModelConfig
+from xtransplant.config import Control, EvaluateConfig, ModelConfig, TaskJob, short_name
 from xtransplant.types import Component, LayerPair, Site, XTransplantError
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from torch import Tensor
 
+    from xtransplant.captures import Captures
     from xtransplant.engine import Decoder, Prefix
+
+# A target prompt and its source prompt, as token ids; no source prompt where no transplant is made. A third part tells
+# draws of the same prompt apart.
+Key = tuple[Any, ...]
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +59,16 @@ def load_decoder(config: ModelConfig) -> Decoder:
 
     loaded = loading.load(config)
     return Decoder(loaded.model, loaded.tokenizer, Modules(**config.modules) if config.modules else None)
+
+
+def captures_of(config: TaskJob) -> Captures:
+    """The source vectors of a config's model, kept beside the runs."""
+    from xtransplant import loading
+    from xtransplant.captures import Captures
+
+    noise_seed = config.seed if config.transplant.control is Control.noise else None
+    folder = Path(config.output_dir, "captures")
+    return Captures(load_decoder(config.model), folder, loading.load(config.model).provenance, noise_seed)
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,30 @@ class Counts:
     checks: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass
+class Texts:
+    """Requests for generated texts that share their generation arguments."""
+
+    tokenizer: Any
+    limit: int  # new tokens
+    until: list[str]
+    ends: set[int]  # end-of-text tokens
+    sampling: dict[str, float] | None  # None: greedy
+    wanted: dict[Key, list[int]]  # the requests by number
+
+    def ended(self, tokens: list[int]) -> bool:
+        if tokens[-1] in self.ends:
+            return True
+        # A stop sequence ends in the newest tokens; 64 of them hold any that a task has.
+        text = self.tokenizer.decode(tokens[-64:])
+        return any(stop in text for stop in self.until if stop)
+
+    def text(self, tokens: list[int]) -> str:
+        """The answer that the harness gets."""
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return str(postprocess_generated_text(text, stop=self.until, think_end_token=None))
+
+
 class TransplantLM(TemplateLM):
     """A decoder behind the harness.
 
@@ -84,6 +124,7 @@ class TransplantLM(TemplateLM):
         batch_size: prompts per forward pass; answers do not depend on it.
         seed: of sampled generation.
         promptless: `error` or `vanilla`: what to do with a request that has no prompt on one side.
+        captures: opens the source vectors at the first request; None computes them as they are needed.
     """
 
     def __init__(
@@ -93,8 +134,10 @@ class TransplantLM(TemplateLM):
         batch_size: int = 8,
         seed: int = 1234,
         promptless: str = "error",
+        captures: Callable[[], Captures] | None = None,
     ) -> None:
         super().__init__()
+        self._open_captures = captures
         self._decoder = decoder
         self.transplant = transplant
         self.batch_size = batch_size
@@ -109,6 +152,12 @@ class TransplantLM(TemplateLM):
             self._decoder = self._decoder()
         return self._decoder
 
+    @cached_property
+    def captures(self) -> Captures:
+        from xtransplant.captures import Captures
+
+        return Captures(self.decoder, None, {}) if self._open_captures is None else self._open_captures()
+
     @property
     def layer_pair(self) -> LayerPair | None:
         if self.transplant is None:
@@ -120,6 +169,8 @@ class TransplantLM(TemplateLM):
     @classmethod
     def from_config(cls, config: EvaluateConfig) -> TransplantLM:
         """The model and transplant of an evaluate config; the model is loaded at the first request."""
+        if config.selection is not None:
+            return _selected(config)
         chosen = config.transplant
         return cls(
             lambda: load_decoder(config.model),
@@ -127,6 +178,7 @@ class TransplantLM(TemplateLM):
             batch_size=config.batch_size,
             seed=config.seed,
             promptless=config.task.empty_prompt.value,
+            captures=lambda: captures_of(config),
         )
 
     @classmethod
@@ -158,7 +210,7 @@ class TransplantLM(TemplateLM):
         def load_paired(manager: TaskManager, *args: Any, **kwargs: Any) -> Any:
             loaded = load(manager, *args, **kwargs)
             for task in loaded["tasks"].values():
-                pairing.pair_for(task, config.task, config.language_pair)
+                pairing.pair_for(task, config.task, config.language_pair, config.transplant.control, config.seed)
             return loaded
 
         # The harness makes the model first and its tasks after, with a manager that it does not hand over.
@@ -223,8 +275,22 @@ class TransplantLM(TemplateLM):
         return tuple(self.tokenizer.encode(string, **special))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        from xtransplant.engine import score
+
         self._check_prompts(requests)
-        choices: dict[tuple[tuple[int, ...], tuple[int, ...] | None], list[tuple[int, list[int]]]] = {}
+        choices = self._choices(requests)
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for prompts, prefix in self._prefilled(list(choices), len(requests), lambda p: len(choices[p]), disable_tqdm):
+            asked = [choices[prompt] for prompt in prompts]
+            scores = score(self.decoder, prefix, [[choice for _, choice in group] for group in asked])
+            for group, found in zip(asked, scores, strict=True):
+                for (n, _), answer in zip(group, found, strict=True):
+                    answers[n] = (answer.logprob, answer.greedy)
+        return answers
+
+    def _choices(self, requests: Sequence[Instance]) -> dict[Key, list[tuple[int, list[int]]]]:
+        """For each distinct (prompt, source prompt): the requests by number, and the token ids of their choices."""
+        choices: dict[Key, list[tuple[int, list[int]]]] = {}
         for n, request in enumerate(requests):
             context, continuation = request.args
             if context:
@@ -239,64 +305,48 @@ class TransplantLM(TemplateLM):
             # Too long: cut from the left, as HFLM; the last token of the choice is never an input.
             kept = prompt[-max(1, self.max_length + 1 - len(choice)) :]
             choices.setdefault((tuple(kept), source), []).append((n, choice))
-        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        from xtransplant.engine import score
-
-        for prompts, prefix in self._prefilled(list(choices), len(requests), lambda p: len(choices[p]), disable_tqdm):
-            asked = [choices[prompt] for prompt in prompts]
-            scores = score(self.decoder, prefix, [[choice for _, choice in group] for group in asked])
-            for group, found in zip(asked, scores, strict=True):
-                for (n, _), answer in zip(group, found, strict=True):
-                    answers[n] = (answer.logprob, answer.greedy)
-        return answers
+        return choices
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        from xtransplant.engine import generate
+
         self._check_prompts(requests)
         answers = [""] * len(requests)
+        for work in self._texts(requests):
+            sizes = {key: len(numbers) for key, numbers in work.wanted.items()}
+            for prompts, prefix in self._prefilled(list(sizes), sum(sizes.values()), sizes.__getitem__, disable_tqdm):
+                choose = self._chooser(work.sampling, prompts) if work.sampling else None
+                found = generate(self.decoder, prefix, work.limit, work.ended, choose)
+                for prompt, tokens in zip(prompts, found, strict=True):
+                    for n in work.wanted[prompt]:
+                        answers[n] = work.text(tokens)
+        return answers
+
+    def _texts(self, requests: Sequence[Instance]) -> Iterator[Texts]:
+        """Requests with the same generation arguments, together."""
         groups: dict[str, list[int]] = {}
         for n, request in enumerate(requests):
             groups.setdefault(repr(request.args[1]), []).append(n)
-        for group in groups.values():
-            self._generate_alike(requests, group, answers, disable_tqdm)
-        return answers
-
-    def _generate_alike(
-        self, requests: list[Instance], group: list[int], answers: list[str], disable_tqdm: bool
-    ) -> None:
-        from xtransplant.engine import generate
-
-        arguments = normalize_gen_kwargs(requests[group[0]].args[1])
-        limit = arguments.pop("max_gen_toks")
-        # As HFLM: the end-of-text token's text is a stop sequence too.
-        until = handle_stop_sequences(
-            arguments.pop("until", None), eos=self.tokenizer.decode(self.eot_token_id, skip_special_tokens=False)
-        )
-        sampling = self._sampling(arguments)
-        if limit >= self.max_length:
-            raise XTransplantError(f"max_gen_toks={limit} leaves no room in the model's {self.max_length} tokens.")
-        wanted: dict[tuple[tuple[int, ...], tuple[int, ...] | None, int], list[int]] = {}
-        seen: Counter[tuple[tuple[int, ...], tuple[int, ...] | None]] = Counter()
-        for n in group:
-            prompt = tuple(self.tok_encode(requests[n].args[0])[-(self.max_length - limit) :])
-            source = self._source_tokens(requests[n], lambda text: text, room=limit)
-            # A sampled answer is drawn anew for each repeat; a greedy one is the same.
-            seen[prompt, source] += 1 if sampling else 0
-            wanted.setdefault((prompt, source, seen[prompt, source]), []).append(n)
         ends = self._end_tokens()
-
-        def ended(tokens: list[int]) -> bool:
-            if tokens[-1] in ends:
-                return True
-            # A stop sequence ends in the newest tokens; 64 of them hold any that a task has.
-            text = self.tokenizer.decode(tokens[-64:])
-            return any(stop in text for stop in until if stop)
-
-        for prompts, prefix in self._prefilled(list(wanted), len(group), lambda p: len(wanted[p]), disable_tqdm):
-            choose = self._chooser(sampling, prompts) if sampling else None
-            for prompt, tokens in zip(prompts, generate(self.decoder, prefix, limit, ended, choose), strict=True):
-                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-                for n in wanted[prompt]:
-                    answers[n] = postprocess_generated_text(text, stop=until, think_end_token=None)
+        for group in groups.values():
+            arguments = normalize_gen_kwargs(requests[group[0]].args[1])
+            limit = arguments.pop("max_gen_toks")
+            # As HFLM: the end-of-text token's text is a stop sequence too.
+            until = handle_stop_sequences(
+                arguments.pop("until", None), eos=self.tokenizer.decode(self.eot_token_id, skip_special_tokens=False)
+            )
+            sampling = self._sampling(arguments)
+            if limit >= self.max_length:
+                raise XTransplantError(f"max_gen_toks={limit} leaves no room in the model's {self.max_length} tokens.")
+            wanted: dict[Key, list[int]] = {}
+            seen: Counter[Key] = Counter()
+            for n in group:
+                prompt = tuple(self.tok_encode(requests[n].args[0])[-(self.max_length - limit) :])
+                source = self._source_tokens(requests[n], lambda text: text, room=limit)
+                # A sampled answer is drawn anew for each repeat; a greedy one is the same.
+                seen[prompt, source] += 1 if sampling else 0
+                wanted.setdefault((prompt, source, seen[prompt, source]), []).append(n)
+            yield Texts(self.tokenizer, limit, until, ends, sampling, wanted)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         if self.transplant is not None:
@@ -369,7 +419,7 @@ class TransplantLM(TemplateLM):
                     bar.update(sum(map(size, batch)))
 
     def _prefill(self, keys: list[Any]) -> Prefix:
-        from xtransplant.engine import prefill, read_and_write
+        from xtransplant.engine import Writes, prefill
 
         prompts = [key[0] for key in keys]
         if keys[0][1] is None:
@@ -377,15 +427,9 @@ class TransplantLM(TemplateLM):
         else:
             pair = self.layer_pair
             assert self.transplant is not None and pair is not None
-            prefix = read_and_write(
-                self.decoder,
-                [key[1] for key in keys],
-                prompts,
-                self.transplant.component,
-                pair.source,
-                pair.target,
-                self.transplant.site,
-            )
+            component, site = self.transplant.component, self.transplant.site
+            vectors = self.captures.vectors([key[1] for key in keys], [component], site, [pair.source])[component][0]
+            prefix = prefill(self.decoder, prompts, Writes(component, [pair.target] * len(keys), vectors, site))
         self.counts.prompts += len(keys)
         self.counts.transplants += prefix.written
         return prefix
@@ -405,8 +449,11 @@ class TransplantLM(TemplateLM):
                 self.decoder, some, self.transplant.component, pair.target, self.transplant.site
             )
         self.counts.checks = checks
+        self._refuse_failed_checks()
+
+    def _refuse_failed_checks(self) -> None:
         dtype = str(self.decoder.model.dtype).removeprefix("torch.")
-        for name, error in checks.items():
+        for name, error in self.counts.checks.items():
             if not error <= _TOLERANCE.get(dtype, _COARSE_TOLERANCE):
                 raise XTransplantError(
                     f"The {name} check failed: log-probabilities move by {error:.2g} where nothing should change. "
@@ -474,6 +521,38 @@ class TransplantLM(TemplateLM):
             ]
 
         return choose
+
+
+def _selected(config: EvaluateConfig) -> TransplantLM:
+    """What a selection asks for: vanilla, one layer pair, or a rule over several."""
+    from xtransplant import selection
+
+    pair = config.language_pair
+    assert config.selection is not None
+    chosen = selection.fitting(config.selection, short_name(config.model), config.task.name, pair.source, pair.target)
+    promptless = config.task.empty_prompt.value
+    site = Site(chosen.grids[0]["site"])
+    if len(chosen.cells) > 1:
+        from xtransplant.sweep_lm import Sweep, SweepLM
+
+        components = tuple(dict.fromkeys(cell.component for cell in chosen.cells))
+        return SweepLM(
+            lambda: load_decoder(config.model),
+            Sweep(components, site, cells=tuple(chosen.cells)),
+            selection=chosen,
+            seed=config.seed,
+            promptless=promptless,
+            captures=lambda: captures_of(config),
+        )
+    only = chosen.cells[0] if chosen.cells else None
+    return TransplantLM(
+        lambda: load_decoder(config.model),
+        None if only is None else Transplant(only.component, site, [only.source, only.target]),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        promptless=promptless,
+        captures=lambda: captures_of(config),
+    )
 
 
 def _has_prompts(request: Instance) -> bool:

@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtransplant.config import LanguagePairConfig, Split, TaskConfig, Unmatched
+from xtransplant.config import Control, LanguagePairConfig, Split, TaskConfig, Unmatched
 from xtransplant.types import XTransplantError
 
 if TYPE_CHECKING:
@@ -142,8 +142,18 @@ def check(task: TaskConfig, pair: LanguagePairConfig) -> list[str]:
     return faults
 
 
-def load(task: TaskConfig, pair: LanguagePairConfig, split: Split, limit: int | None, seed: int) -> list[Pairing]:
+def load(
+    task: TaskConfig,
+    pair: LanguagePairConfig,
+    split: Split,
+    limit: int | None,
+    seed: int,
+    control: Control = Control.none,
+) -> list[Pairing]:
     """Load both sides of every task of the family, align their documents, and choose those to evaluate.
+
+    Args:
+        control: `random_document` and `self` put other prompts in the place of the source prompts.
 
     Raises:
         AlignmentError: the two sides are not parallel; the message shows the first mismatches.
@@ -160,7 +170,7 @@ def load(task: TaskConfig, pair: LanguagePairConfig, split: Split, limit: int | 
                 side.set_config("num_fewshot", task.num_fewshot or 0)
             side.set_fewshot_seed(seed)
         _check_shots(target)
-        pairing = pair_tasks(target, source, task)
+        pairing = pair_tasks(target, source, task, control, seed)
         pairing.rows = _chosen_rows(pairing, task, split)[:limit]
         pairings.append(pairing)
     return pairings
@@ -171,7 +181,9 @@ def data_dir(task: TaskConfig) -> str | None:
     return task.data_dir if task.data_dir is not None else os.environ.get("XTRANSPLANT_DATA") or None
 
 
-def pair_for(target: ConfigurableTask, task: TaskConfig, pair: LanguagePairConfig) -> Pairing | None:
+def pair_for(
+    target: ConfigurableTask, task: TaskConfig, pair: LanguagePairConfig, control: Control = Control.none, seed: int = 0
+) -> Pairing | None:
     """Pair a task that the harness has built itself; None if it is not one of the family's target tasks.
 
     Raises:
@@ -180,7 +192,7 @@ def pair_for(target: ConfigurableTask, task: TaskConfig, pair: LanguagePairConfi
     for target_name, source_name in task_names(task, pair):
         if target_name == target.config.task:
             source = _load_task(task, find_tasks(tuple(task.include_path)), source_name, pair.source)
-            return pair_tasks(target, source, task)
+            return pair_tasks(target, source, task, control, seed)
     return None
 
 
@@ -222,7 +234,13 @@ def _origin(manager: Any, name: str) -> str:
     return f"the hub's dataset {config['dataset_path']}" if "dataset_path" in config else "the task's own loader"
 
 
-def pair_tasks(target: ConfigurableTask, source: ConfigurableTask, task: TaskConfig) -> Pairing:
+def pair_tasks(
+    target: ConfigurableTask,
+    source: ConfigurableTask,
+    task: TaskConfig,
+    control: Control = Control.none,
+    seed: int = 0,
+) -> Pairing:
     """Align the documents of two built tasks, and make the target task build the source prompts too.
 
     Raises:
@@ -252,8 +270,32 @@ def pair_tasks(target: ConfigurableTask, source: ConfigurableTask, task: TaskCon
                 f"{target.config.task}: documents {key} and {keys[row]} are equal, but have different counterparts in "
                 f"{source.config.task}. The harness hands over a document's content only: remove one of them."
             )
-    _attach(pairing, task)
+    if control is Control.random_document:
+        _misplace(pairing, task, seed)
+    _attach(pairing, task, control)
     return pairing
+
+
+def _misplace(pairing: Pairing, task: TaskConfig, seed: int) -> None:
+    """Give each document the source of another one of its half, drawn by its key: so a limit changes no draw."""
+    halves: dict[Split, list[int]] = {}
+    for row, (key, doc) in enumerate(zip(pairing.keys, pairing.docs, strict=True)):
+        if pairing.source_rows[row] is not None:
+            halves.setdefault(_split_of(key, doc, task), []).append(row)
+    own = dict(pairing._aligned)
+    for rows in halves.values():
+        if len(rows) == 1:
+            raise XTransplantError(
+                f"transplant.control=random_document: {pairing.name} has one document in a half, so no other."
+            )
+        for place, row in enumerate(rows):
+            digest = hashlib.sha256(f"{seed}:{pairing.keys[row]}".encode()).digest()
+            step = 1 + int.from_bytes(digest[:8], "big") % (len(rows) - 1)
+            other = rows[(place + step) % len(rows)]
+            pairing._aligned[_digest(pairing.docs[row])] = (
+                pairing.keys[row],
+                own[_digest(pairing.docs[other])][1],
+            )
 
 
 def _check_shots(task: ConfigurableTask) -> None:
@@ -367,7 +409,7 @@ def _split_of(key: str, doc: dict[str, Any], task: TaskConfig) -> Split:
     return Split(given)
 
 
-def _attach(pairing: Pairing, task: TaskConfig) -> None:
+def _attach(pairing: Pairing, task: TaskConfig, control: Control) -> None:
     """Make the target task build the source prompt beside each of its own."""
     target, source = pairing.target, pairing.source
     build_target, context_of_target = target.construct_requests, target.fewshot_context
@@ -383,8 +425,11 @@ def _attach(pairing: Pairing, task: TaskConfig) -> None:
         source_doc = pairing.source_doc(doc)
         context = source.fewshot_context(source_doc, **(settings | {"gen_prefix": source.doc_to_prefix(source_doc)}))
         parallel = source.construct_requests(doc=source_doc, ctx=context, **arguments)
-        for request, other in zip(_listed(requests), _listed(parallel), strict=True):
-            request.source_prompt = other.args[0]
+        prompts = [other.args[0] for other in _listed(parallel)]
+        if control is Control.random_document and len(prompts) != len(_listed(requests)):
+            prompts = prompts[:1] * len(_listed(requests))  # another document may have more choices, or fewer
+        for request, prompt in zip(_listed(requests), prompts, strict=True):
+            request.source_prompt = request.args[0] if control is Control.self else prompt
             request.source_key = pairing.key_of(doc)
         return requests
 

@@ -34,8 +34,11 @@ class Run:
     results: dict[str, Any]
 
 
-def open_run(folder: Path, config: str) -> None:
+def open_run(folder: Path, config: str, keep: str | None = None) -> None:
     """Make the run's folder and write its resolved config; what an earlier run left there is removed.
+
+    Args:
+        keep: a folder in it with finished parts of an interrupted run, which stays.
 
     Raises:
         XTransplantError: the folder cannot be written.
@@ -44,8 +47,12 @@ def open_run(folder: Path, config: str) -> None:
         if folder.exists():
             # The manifest first: without it the rest counts for nothing.
             (folder / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+            for path in folder.iterdir():
+                if path.is_dir() and path.name != keep:
+                    shutil.rmtree(path)
+                elif not path.is_dir():
+                    path.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
         write(folder / "config.yaml", config)
     except OSError as error:
         raise XTransplantError(
@@ -83,22 +90,26 @@ def load_run(folder: Path) -> Run | None:
     return Run(folder, manifest, results)
 
 
-def find_runs(places: Iterable[str]) -> list[Run]:
-    """Every finished run in or below the given folders, which may be patterns with * and ?.
+def find_runs(places: Iterable[str], job: str = "evaluate", key: str = "runs") -> list[Run]:
+    """Every finished run of a job in or below the given folders, which may be patterns with * and ?.
+
+    Args:
+        key: of the config that names the places, for the message.
 
     Raises:
-        XTransplantError: a place does not exist or holds no finished run.
+        XTransplantError: a place does not exist or holds no finished run of the job.
     """
-    runs = []
+    runs: dict[Path, Run] = {}
     for place in places:
         manifests = sorted({path for folder in folders(place) for path in folder.rglob(MANIFEST)})
-        found = [load_run(path.parent) for path in manifests]
-        if not found:
+        found = [run for run in map(load_run, (path.parent for path in manifests)) if run is not None]
+        wanted = [run for run in found if run.manifest["job"] == job]
+        if not wanted:
             raise XTransplantError(
-                f"runs: {place} holds no finished run. Give folders of runs, e.g. runs=[outputs/evaluate]."
+                f"{key}: {place} holds no finished run of {job}. Give folders of such runs, e.g. {key}=[outputs/{job}]."
             )
-        runs += [run for run in found if run is not None]
-    return runs
+        runs |= {run.folder: run for run in wanted}
+    return list(runs.values())
 
 
 def write(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ def run_table(run: Run) -> str:
         for metric, value, error in _metrics(run.results["results"][name]):
             baseline = facts["trivial_baseline"] if metric in ("acc", "exact_match") else None
             rows.append([name, metric, _number(value, error), _number(baseline), str(facts["documents"])])
-    return _table(["task", "metric", "value ± stderr", "trivial", "documents"], rows)
+    return table(["task", "metric", "value ± stderr", "trivial", "documents"], rows)
 
 
 def summary_table(runs: Sequence[Run]) -> str:
@@ -51,7 +51,7 @@ def summary_table(runs: Sequence[Run]) -> str:
         some = next(iter(found.values()))
         rows.append([*line, _number(some[1]), str(some[2])])
     header = ["model", "task", "pair", "split", *(["settings"] if alike else []), *conditions, "trivial", "documents"]
-    return f"{_table(header, rows)}\n\n{_LEGEND}"
+    return f"{table(header, rows)}\n\n{_LEGEND}"
 
 
 def _settings(run: Run) -> str:
@@ -92,7 +92,8 @@ def _number(value: float | None, error: float | None = None) -> str:
     return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell."""
     widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(

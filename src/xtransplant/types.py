@@ -1,10 +1,11 @@
-"""The words everybody uses: component, site, layer pair. No torch."""
+"""The words everybody uses: component, site, layer pair, cell. No torch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class XTransplantError(Exception):
@@ -46,6 +47,38 @@ class LayerPair:
         if isinstance(given, str) or not hasattr(given, "__len__") or len(given) != 2:
             raise XTransplantError(f"transplant.layers={given!r}: not a pair of layers. {example}")
         return cls(*(_layer_index(layer, num_layers, example) for layer in given))
+
+    @classmethod
+    def parse_set(cls, given: Any, num_layers: int) -> list[LayerPair]:
+        """Read `all`, `source_last`, `target_first`, `diagonal` or a list of pairs; by source, then target.
+
+        Raises:
+            XTransplantError: none of these, no pair, or a pair that `parse` refuses.
+        """
+        layers = range(num_layers)
+        named: dict[str, Callable[[], Iterator[LayerPair]]] = {
+            "all": lambda: (cls(source, target) for source in layers for target in layers),
+            "source_last": lambda: (cls(num_layers - 1, target) for target in layers),
+            "target_first": lambda: (cls(source, 0) for source in layers),
+            "diagonal": lambda: (cls(layer, layer) for layer in layers),
+        }
+        if isinstance(given, str) and given in named:
+            # A model whose depth is not known yet: the name is all that can be judged.
+            return list(named[given]()) if num_layers < 10**6 else []
+        if isinstance(given, str) or not isinstance(given, Sequence) or not given:
+            raise XTransplantError(
+                f"grid.pairs={given!r}: no set of layer pairs. Give {', '.join(named)}, or a list of pairs, e.g. "
+                "'grid.pairs=[[17,0],[13,2]]'."
+            )
+        return sorted({cls.parse(pair, num_layers) for pair in given}, key=lambda pair: (pair.source, pair.target))
+
+
+class Cell(NamedTuple):
+    """One cell of the map over all layer pairs: what is transplanted, from which layer, to which. Layers from 0."""
+
+    component: Component
+    source: int
+    target: int
 
 
 def _layer_index(given: Any, num_layers: int, example: str) -> int:

@@ -1,0 +1,178 @@
+"""Source vectors: what the components of every layer output at the last token of the source prompts.
+
+They do not depend on the target language, the layer pair or the task's grading: so they are computed once, kept on disk
+in a folder for each model, and found again by the prompt's token ids. Values are those of `engine.capture`.
+
+Shapes: N layers, B prompts, H hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from xtransplant import engine
+from xtransplant.engine import Decoder
+from xtransplant.types import Component, Site
+
+log = logging.getLogger(__name__)
+
+Prompt = tuple[int, ...]
+# Token ids that one forward pass takes, and the prompts of one file: what a killed run has to do again.
+_TOKENS_AT_ONCE = 4096
+_PROMPTS_A_FILE = 256
+# In one forward pass, so both are kept whichever is asked for.
+_ALWAYS = (Component.ffn, Component.attn)
+
+
+class Captures:
+    """The source vectors of one model.
+
+    Args:
+        folder: where those of all runs are kept, `<model>-<hash>/<hash>.safetensors` below it; None keeps none.
+        provenance: of the loaded model; files, adapter, dtype and attention implementation make the folder's name.
+        noise_seed: given, vectors are random instead, each with the length of the one it replaces (a control).
+    """
+
+    def __init__(
+        self, decoder: Decoder, folder: Path | None, provenance: Mapping[str, Any], noise_seed: int | None = None
+    ) -> None:
+        self.decoder = decoder
+        self.noise_seed = noise_seed
+        self.computed = 0  # prompts that had to be run
+        self._found: dict[tuple[str, Component, Site], tuple[Path, int]] = {}
+        self._held: dict[tuple[Prompt, Component, Site], Tensor] = {}
+        self.folder = None if folder is None else folder / _folder_name(decoder, provenance)
+        if self.folder is not None and self.folder.is_dir():
+            for path in sorted(self.folder.glob("*.safetensors")):
+                self._index(path)
+
+    def prepare(self, prompts: Sequence[Prompt], components: Sequence[Component], site: Site) -> None:
+        """Compute and keep the vectors of those prompts that have none yet."""
+        missing = [
+            prompt
+            for prompt in dict.fromkeys(prompts)
+            if any(
+                (_digest(prompt), component, site) not in self._found and (prompt, component, site) not in self._held
+                for component in components
+            )
+        ]
+        missing.sort(key=len)
+        wanted = tuple(dict.fromkeys([*_ALWAYS, *components]))
+        for start in range(0, len(missing), _PROMPTS_A_FILE):
+            some = missing[start : start + _PROMPTS_A_FILE]
+            vectors = self._capture(some, wanted, site)
+            if self.folder is None:
+                for component in wanted:
+                    for n, prompt in enumerate(some):
+                        self._held[prompt, component, site] = vectors[component][:, n].cpu()
+                continue
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / f"{hashlib.sha256(repr((some, wanted, site)).encode()).hexdigest()[:16]}.safetensors"
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            # A document's vectors lie together: [B, N, H].
+            tensors = {each.value: vectors[each].transpose(0, 1).contiguous().cpu() for each in wanted}
+            described = {"site": site.value, "prompts": json.dumps([_digest(prompt) for prompt in some])}
+            save_file(tensors, temporary, metadata=described)
+            temporary.replace(path)
+            self._index(path)
+
+    def vectors(
+        self,
+        prompts: Sequence[Prompt],
+        components: Sequence[Component],
+        site: Site,
+        layers: Sequence[int] | None = None,
+    ) -> dict[Component, Tensor]:
+        """For each component [len(layers), B, H] (all layers by default) on the model's device.
+
+        What `prepare` has not been asked for is computed for the given layers, and not kept.
+        """
+        chosen = list(range(self.decoder.num_layers) if layers is None else layers)
+        kept = all(
+            (_digest(prompt), component, site) in self._found or (prompt, component, site) in self._held
+            for prompt in prompts
+            for component in components
+        )
+        if kept:
+            found = {
+                component: torch.stack([self._kept(prompt, component, site)[chosen] for prompt in prompts], 1)
+                for component in components
+            }
+        else:
+            found = self._capture(prompts, components, site, chosen)
+        placed = {component: vectors.to(self.decoder.device) for component, vectors in found.items()}
+        if self.noise_seed is None:
+            return placed
+        return {component: self._noise(vectors, prompts, component, chosen) for component, vectors in placed.items()}
+
+    def _capture(
+        self, prompts: Sequence[Prompt], components: Sequence[Component], site: Site, layers: list[int] | None = None
+    ) -> dict[Component, Tensor]:
+        parts: list[dict[Component, Tensor]] = []
+        start = 0
+        while start < len(prompts):
+            stop, longest = start, 0
+            while stop < len(prompts):
+                longest = max(longest, len(prompts[stop]))
+                if stop > start and longest * (stop + 1 - start) > _TOKENS_AT_ONCE:
+                    break
+                stop += 1
+            parts.append(engine.capture(self.decoder, prompts[start:stop], components, site, layers))
+            start = stop
+        self.computed += len(prompts)
+        return {component: torch.cat([part[component] for part in parts], 1) for component in components}
+
+    def _kept(self, prompt: Prompt, component: Component, site: Site) -> Tensor:
+        held = self._held.get((prompt, component, site))
+        if held is not None:
+            return held
+        path, row = self._found[_digest(prompt), component, site]
+        with safe_open(path, framework="pt") as opened:
+            found: Tensor = opened.get_slice(component.value)[row]
+        return found
+
+    def _index(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as opened:
+                described = opened.metadata()
+                names = list(opened.keys())
+            site = Site(described["site"])
+            for row, digest in enumerate(json.loads(described["prompts"])):
+                for name in names:
+                    self._found[digest, Component(name), site] = path, row
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+            log.warning("%s holds no source vectors and is not used; they are computed anew.", path)
+
+    def _noise(self, vectors: Tensor, prompts: Sequence[Prompt], component: Component, layers: list[int]) -> Tensor:
+        """Gaussian directions, drawn for each prompt, component and layer, with the lengths of the vectors."""
+        drawn = torch.empty(vectors.shape)
+        for n, prompt in enumerate(prompts):
+            for place, layer in enumerate(layers):
+                digest = hashlib.sha256(repr((self.noise_seed, prompt, component.value, layer)).encode()).digest()
+                generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+                drawn[place, n] = torch.randn(vectors.shape[-1], generator=generator)
+        drawn = drawn.to(vectors.device)
+        lengths = vectors.float().norm(dim=-1, keepdim=True)
+        return (drawn / drawn.norm(dim=-1, keepdim=True) * lengths).to(vectors.dtype)
+
+
+def _digest(prompt: Prompt) -> str:
+    return hashlib.sha256(repr(tuple(prompt)).encode()).hexdigest()[:32]
+
+
+def _folder_name(decoder: Decoder, provenance: Mapping[str, Any]) -> str:
+    names = ("files", "adapter", "dtype", "attn_implementation", "class")
+    facts = {name: provenance.get(name) for name in names} | {"modules": vars(decoder.modules)}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return f"{provenance.get('model_type', 'model')}-{digest}"

@@ -1,0 +1,315 @@
+"""The jobs on grids: compute one, choose on some, compare strategies, look at the map. Wiring only."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from xtransplant import models, record, tables
+from xtransplant.config import (
+    AnalyzeConfig,
+    Control,
+    GridConfig,
+    SelectConfig,
+    StrategiesConfig,
+    config_hash,
+    identity,
+    listed,
+    run_name,
+    to_dict,
+)
+from xtransplant.grid import Grid, as_list
+from xtransplant.types import Component, XTransplantError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from lm_eval.api.instance import Instance
+
+    from xtransplant.pairing import Pairing
+    from xtransplant.sweep_lm import SweepLM
+
+log = logging.getLogger(__name__)
+
+GRID = "grid.npz"
+_RESPONSES = "responses"
+
+
+def grid(config: GridConfig) -> None:
+    """Every layer pair on the documents of a language pair: responses, and the harness's grades."""
+    from xtransplant import grading, jobs
+    from xtransplant.lm import captures_of, load_decoder
+    from xtransplant.sweep_lm import Shards, Sweep, SweepLM, rounds
+
+    started = time.perf_counter()
+    layers = models.num_layers(config.model)
+    folder = Path(config.output_dir, "grid", f"{run_name(config, layers)}-{config_hash(config, layers)}")
+    finished = record.load_run(folder) if not config.overwrite else None
+    if finished is not None:
+        log.info("Already done, nothing computed (overwrite=true computes anew): %s", folder)
+        print(_grid_summary(Grid.load(folder / GRID)))
+        return
+    pairs = jobs.load_pairs(config)
+    record.open_run(
+        folder,
+        yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True),
+        keep=None if config.overwrite else _RESPONSES,
+    )
+    shards = Shards(folder / _RESPONSES)
+    if len(shards):
+        log.info("%d prompts were answered before the interruption.", len(shards))
+    lm = SweepLM(
+        lambda: load_decoder(config.model),
+        Sweep(
+            tuple(Component(each) for each in listed(config.transplant.component)),
+            config.transplant.site,
+            config.grid.pairs,
+            memory=int(config.grid.memory * 2**30),
+        ),
+        shards=shards,
+        halving=None if config.grid.budget is None else rounds(config.grid.budget),
+        quality=_quality(pairs),
+        seed=config.seed,
+        promptless=config.task.empty_prompt.value,
+        captures=lambda: captures_of(config),
+    )
+    loaded = time.perf_counter()
+    results = jobs.harness(lm, pairs, config)
+    results["config"]["model_args"] = identity(config, lm.decoder.num_layers)
+    swept = time.perf_counter()
+    facts = jobs.facts_of_run(config, lm, pairs) | {
+        "job": "grid",
+        "config_hash": config_hash(config, lm.decoder.num_layers),
+        "control": None if config.transplant.control is Control.none else config.transplant.control.value,
+        "site": config.transplant.site.value,
+        "components": listed(config.transplant.component),
+        "pairs": config.grid.pairs,
+        "left_out": lm.left_out,
+        "sources_computed": lm.captures.computed,
+    }
+    made = grading.make_grid(pairs, config.task.tasks, lm.cells, _meta(config, lm, pairs, facts))
+    made.save(folder / GRID)
+    jobs.write_results(folder, results)
+    shards.remove()
+    record.close_run(
+        folder,
+        facts
+        | {
+            "grid_sha256": made.sha256,
+            "timings": {
+                "tasks_seconds": loaded - started,
+                "sweep_seconds": swept - loaded,
+                "total_seconds": time.perf_counter() - started,
+            },
+        },
+    )
+    print(_grid_summary(made))
+    print(f"\n{folder}")
+
+
+def _quality(pairs: list[Pairing]) -> Callable[[list[Instance]], np.ndarray]:
+    """How good each row of a document is, for successive halving."""
+    from xtransplant import grading
+
+    tasks = {found.name: found.target for found in pairs}
+
+    def quality(requests: list[Instance]) -> np.ndarray:
+        task = tasks[str(requests[0].task_name)]
+        first = requests[0].cells
+        scores = grading.document_scores(task, requests, len(first[0] if isinstance(first, tuple) else first))
+        name = grading.main_metric(list(scores))
+        better = task.higher_is_better().get(name.partition(",")[0], True)
+        return scores[name] if better else -scores[name]
+
+    return quality
+
+
+def _meta(config: GridConfig, lm: SweepLM, pairs: list[Pairing], facts: dict[str, Any]) -> dict[str, Any]:
+    """What a grid says of itself."""
+    trivial = [facts["tasks"][found.name]["trivial_baseline"] for found in pairs]
+    counts = [len(found.rows) for found in pairs]
+    baseline = None
+    if all(value is not None for value in trivial):
+        baseline = sum(value * count for value, count in zip(trivial, counts, strict=True)) / sum(counts)
+    kept = ("job", "config_hash", "model_name", "model", "task_name", "split", "seed", "site", "control")
+    return {
+        **{name: facts[name] for name in (*kept, "components", "pairs", "left_out")},
+        "num_layers": lm.decoder.num_layers,
+        "hidden_size": lm.decoder.hidden_size,
+        "tasks": [found.name for found in pairs],
+        "language_pair": [config.language_pair.source, config.language_pair.target],
+        "trivial_baseline": baseline,
+    }
+
+
+def _grid_summary(made: Grid) -> str:
+    from xtransplant import analysis
+
+    found = analysis.analyze(made, permutations=200)
+    header, rows = analysis.best_rows(found)
+    facts = made.meta
+    lines = [
+        f"{facts['model_name']}, {facts['task_name']}, {'-'.join(facts['language_pair'])}, {facts['split']}: "
+        f"{len(made.documents)} documents, {len(made.cells)} cells"
+        + (f", control {facts['control']}" if facts["control"] else ""),
+        *(f"budget: {line}" for line in facts["left_out"]),
+        tables.table(header, rows),
+    ]
+    return "\n".join(lines)
+
+
+def select(config: SelectConfig) -> None:
+    """Choose on finished grids, and write selection.json."""
+    from xtransplant import selection, strategies
+
+    grids, folders = _load(listed(config.grid), "grid")
+    options = {"component": config.component, "fixed": config.fixed, "candidates": config.candidates}
+    chosen = strategies.select(
+        grids, config.strategy, config.pooled, folders, alpha=config.alpha, seed=config.seed, **options
+    )
+    content = selection.as_record(chosen)
+    text = record.as_json(content)
+    parts = [config.strategy, *(["pooled"] if config.pooled else [])]
+    name = f"{'-'.join(parts)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    path = Path(config.output_dir, "select", name, "selection.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record.write(path, text)
+    rows = [
+        [
+            each.grids[0]["model_name"],
+            each.grids[0]["task_name"],
+            ",".join("-".join(grid["language_pair"]) for grid in each.grids),
+            each.strategy,
+            _cells_shown([as_list(cell) for cell in each.cells]),
+            "-" if each.score is None else f"{each.score:.3f}",
+            f"{each.vanilla:.3f}",
+            str(len(each.documents)),
+        ]
+        for each in chosen
+    ]
+    print(tables.table(["model", "task", "pair", "strategy", "cells", "sample", "vanilla", "documents"], rows))
+    print("\nThe score on the sample is optimistic: the choice was made on it.")
+    print(path)
+
+
+def strategy_tables(config: StrategiesConfig) -> None:
+    """Every strategy on unseen grids, for each model, task and language pair that has a sample grid too."""
+    from xtransplant import charts, comparison
+
+    samples, _ = _load(listed(config.grid), "grid")
+    unseen, _ = _load(listed(config.unseen), "unseen")
+    controls = _load(listed(config.controls), "controls")[0] if config.controls else []
+    found = []
+    for after in unseen:
+        before = [each for each in samples if _place(each) == _place(after)]
+        if len(before) != 1:
+            raise XTransplantError(
+                f"grid: {len(before)} sample grids for {' '.join(_place(after))}, which is among unseen=. Give one."
+            )
+        beside = [each for each in controls if _place(each) == _place(after)]
+        found.append((after.meta, comparison.strategy_table(before[0], after, beside, config.seed)))
+    folder = _results_folder(config, "strategies", [*samples, *unseen, *controls])
+    record.write(folder / "strategies.json", record.as_json([{"grid": meta, "rows": rows} for meta, rows in found]))
+    record.write(folder / "strategies.svg", charts.bars(found))
+    for meta, rows in found:
+        print(f"\n{meta['model_name']}, {meta['task_name']}, {'-'.join(meta['language_pair'])}, {meta['split']}")
+        print(_strategy_text(rows))
+    print(f"\n{folder}")
+
+
+def analyze(config: AnalyzeConfig) -> None:
+    """Tables and pictures of grids."""
+    from xtransplant import analysis, charts
+
+    grids, _ = _load(listed(config.grid), "grid")
+    controls = _load(listed(config.controls), "controls")[0] if config.controls else []
+    found = []
+    for each in grids:
+        beside = [control for control in controls if _place(control) == _place(each)]
+        found.append(analysis.analyze(each, beside, seed=config.seed))
+    folder = _results_folder(config, "analyze", [*grids, *controls])
+    record.write(folder / "analysis.json", record.as_json(found))
+    record.write(folder / "heatmap.svg", charts.heatmap(grids))
+    if any(each.choice_scores is not None for each in grids):
+        choices = [each for each in grids if each.choice_scores is not None]
+        record.write(folder / "heatmap_logprob.svg", charts.heatmap(choices, metric="logprob"))
+    record.write(folder / "curves.svg", charts.curves(grids))
+    for each, facts in zip(grids, found, strict=True):
+        print(f"\n{' '.join(_place(each))}, {each.meta['split']}, {len(each.documents)} documents\n")
+        for rows in (analysis.best_rows(facts), analysis.bound_rows(facts), analysis.trust_rows(facts)):
+            print(tables.table(*rows), end="\n\n")
+    print(folder)
+
+
+def _load(places: Sequence[str], key: str) -> tuple[list[Grid], list[str]]:
+    runs = record.find_runs(places, "grid", key)
+    return [Grid.load(run.folder / GRID) for run in runs], [str(run.folder) for run in runs]
+
+
+def _place(made: Grid) -> tuple[str, ...]:
+    return str(made.meta["model_name"]), str(made.meta["task_name"]), "-".join(made.meta["language_pair"])
+
+
+def _results_folder(config: StrategiesConfig | AnalyzeConfig, job: str, grids: Sequence[Grid]) -> Path:
+    """Named by what was read, so that the same question has the same answer in the same place."""
+    named = [each.sha256 for each in grids] + [str(config.seed)]
+    digest = hashlib.sha256("".join(named).encode()).hexdigest()[:12]
+    models_named = "_".join(dict.fromkeys(str(each.meta["model_name"]) for each in grids))
+    tasks = "_".join(dict.fromkeys(str(each.meta["task_name"]) for each in grids))
+    folder = Path(config.output_dir, job, f"{models_named[:30]}-{tasks[:30]}-{digest}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _cells_shown(cells: Sequence[Sequence[Any]]) -> str:
+    if not cells:
+        return "vanilla"
+    shown = [f"{component} {source}>{target}" for component, source, target in cells[:3]]
+    return ", ".join(shown) + (f", … ({len(cells)})" if len(cells) > 3 else "")
+
+
+def _strategy_text(rows: Sequence[dict[str, Any]]) -> str:
+    def number(value: float | None, form: str = ".3f") -> str:
+        return "-" if value is None else format(value, form)
+
+    def between(row: dict[str, Any], low: str, high: str) -> str:
+        return "-" if row.get(low) is None else f"{row[low]:+.2f} to {row[high]:+.2f}"
+
+    lines = []
+    for row in rows:
+        if row.get("score") is None:
+            lines.append([row["name"], "-", "-", "-", "-", "-", "-", row.get("reason") or ""])
+            continue
+        cells = row.get("cells")
+        lines.append(
+            [
+                row["name"],
+                number(row["score"]),
+                number(row.get("difference"), "+.3f"),
+                between(row, "low", "high"),
+                number(row.get("p"), ".3g"),
+                number(row.get("gap_closed"), ".2f"),
+                between(row, "gap_low", "gap_high"),
+                _cells_shown(cells) if cells is not None and row["kind"] == "strategy" else _remark(row),
+            ]
+        )
+    header = ["strategy", "score", "gain", "95 %", "p", "gap closed", "95 %", "cells"]
+    return tables.table(header, lines)
+
+
+def _remark(row: dict[str, Any]) -> str:
+    if row["kind"] == "control":
+        return f"real vectors on the same documents: {row['reference']:.3f}"
+    parts = []
+    if row["kind"] == "oracle":
+        parts.append("oracle")
+    if row.get("number"):
+        parts.append(f"{row['number']} cells")
+    if row.get("chance") is not None:
+        parts.append(f"as many guesses: {row['chance']:.3f}")
+    return ", ".join(parts)

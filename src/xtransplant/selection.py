@@ -1,0 +1,123 @@
+"""What was chosen, how and on what: the record `selection.json`, and finding in it what fits a run. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from xtransplant.grid import as_list
+from xtransplant.types import Cell, Component, XTransplantError
+
+FORMAT = 1
+ONE_CELL = ("overall", "source_last", "target_first", "fixed", "cross_validated")
+# Those that combine rows; all but `vote` need the log-probabilities of choices.
+PER_DOCUMENT = ("margin", "entropy", "vote", "mean_logprob", "band", "router")
+STRATEGIES = (*ONE_CELL, *PER_DOCUMENT)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen, how and on what: the content of selection.json.
+
+    Attributes:
+        cells: to run beside vanilla; none: vanilla alone is used. In the order of the rows of `answer`.
+        rule: how their responses give the answer, and how it was found; plain JSON values. None: the only cell.
+        candidates: how many cells were seen on all documents, and how many there are.
+        documents: "<task>/<key>" of those selected on.
+        grids: what was selected on: folder, hashes, model, task family, language pair, site, control.
+        score, vanilla: mean main metric on the documents selected on (a choice's own score is optimistic); None where
+            a fixed cell was not among those seen.
+    """
+
+    strategy: str
+    cells: list[Cell]
+    rule: dict[str, Any] | None
+    pooled: bool
+    candidates: tuple[int, int]
+    documents: list[str]
+    grids: list[dict[str, Any]]
+    score: float | None
+    vanilla: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of selection.json."""
+        cells = [as_list(cell) for cell in self.cells]
+        return {"format": FORMAT, **vars(self), "cells": cells, "candidates": list(self.candidates)}
+
+    @classmethod
+    def from_dict(cls, record: Any) -> Selection:
+        """Read what `as_dict` gave.
+
+        Raises:
+            XTransplantError: not a selection, of another format, or of a strategy unknown here.
+        """
+        try:
+            known = {field.name: record[field.name] for field in fields(cls)}
+            cells = [
+                Cell(Component(component), int(source), int(target)) for component, source, target in known["cells"]
+            ]
+            seen, total = known["candidates"]
+            if record["format"] != FORMAT or known["strategy"] not in STRATEGIES:
+                raise ValueError(f"format {record['format']}, strategy {known['strategy']!r}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise XTransplantError(f"Not a selection of format {FORMAT} ({error}). Select anew.") from error
+        return cls(**known | {"cells": cells, "candidates": (seen, total)})
+
+
+def read(path: str) -> list[Selection]:
+    """The selections of a selection.json.
+
+    Raises:
+        XTransplantError: no such file, not one of ours, or of another format.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        records = content["selections"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise XTransplantError(
+            f"selection={path}: cannot be read ({type(error).__name__}: {error}). Give the selection.json that "
+            "`xtransplant select` wrote."
+        ) from error
+    return [Selection.from_dict(record) for record in records]
+
+
+def as_record(selections: Sequence[Selection]) -> dict[str, Any]:
+    """The content of selection.json."""
+    return {"format": FORMAT, "selections": [selection.as_dict() for selection in selections]}
+
+
+def fitting(path: str, model: str, task: str, source: str, target: str) -> Selection:
+    """The selection of a file that is meant for a model and a language pair.
+
+    One made on a single language pair is for that pair; a pooled one is for any. Made on several tasks, that of the
+    same task is taken.
+
+    Raises:
+        XTransplantError: none fits, or several do.
+    """
+    pair = f"{source}-{target}"
+    fits = []
+    for selection in read(path):
+        grids = selection.grids
+        pairs = ["-".join(grid["language_pair"]) for grid in grids]
+        if {grid["model_name"] for grid in grids} == {model} and (selection.pooled or pair in pairs):
+            fits.append(selection)
+    same_task = [each for each in fits if task in {grid["task_name"] for grid in each.grids}]
+    fits = same_task or fits
+    if len(fits) == 1:
+        return fits[0]
+    there = sorted(
+        {
+            f"{grid['model_name']} {grid['task_name']} {'any' if each.pooled else '-'.join(grid['language_pair'])}"
+            for each in read(path)
+            for grid in each.grids
+        }
+    )
+    what = "no selection" if not fits else f"{len(fits)} selections"
+    raise XTransplantError(
+        f"selection={path}: it holds {what} for {model} and {pair}. It holds: {'; '.join(there)}. Select on a grid of "
+        "this model and language pair, or with pooled=true for any pair."
+    )

@@ -1,0 +1,239 @@
+"""Paired statistics on scores per document: intervals, tests, corrections for many cells, reliability of a map.
+
+Legend: D documents, C cells (or any other columns), P sign flips, S splits. Documents are the units that are drawn:
+every resample, flip or split takes a document with all its cells, so the cells' correlation is kept. Higher scores are
+better; values must be finite (cells that were not seen on all documents are left out by the caller). All functions
+are deterministic for a seed, and raise ValueError on empty input, NaN or shapes that do not fit.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+# Sums of the same numbers in another order differ by rounding: what is closer than this, relatively, is a tie.
+_TIE = 1e-9
+# Rows that are made at once: bounds the memory at this many times C (or D) floats.
+_CHUNK = 500
+
+
+class FlipTest(NamedTuple):
+    """Two-sided p-values [C] of a sign-flip test: each cell alone, and adjusted for having looked at all of them."""
+
+    p: np.ndarray
+    adjusted: np.ndarray
+
+
+def bootstrap_interval(
+    values: np.ndarray, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval (low, high) of the mean of `values` [D] over documents drawn with replacement."""
+    values = _checked(values, 1)
+    low, high = bootstrap_intervals(values[:, None], level, resamples, seed)[0]
+    return float(low), float(high)
+
+
+def bootstrap_intervals(values: np.ndarray, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> np.ndarray:
+    """`bootstrap_interval` of every column of `values` [D, C], all with the same resamples: [C, 2] (low, high)."""
+    values = _checked(values, 2)
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} is not between 0 and 1")
+    documents = len(values)
+    generator = np.random.default_rng(seed)
+    means = np.empty((resamples, values.shape[1]))
+    for start in range(0, resamples, _CHUNK):
+        rows = min(_CHUNK, resamples - start)
+        drawn = generator.integers(documents, size=(rows, documents)) + documents * np.arange(rows)[:, None]
+        # How often each document was drawn [rows, D]: a resample's mean is a product with it.
+        counts = np.bincount(drawn.ravel(), minlength=rows * documents).reshape(rows, documents)
+        means[start : start + rows] = counts @ values / documents
+    tail = (1 - level) / 2
+    return np.quantile(means, [tail, 1 - tail], axis=0).T
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
+    """Exact two-sided McNemar test of two conditions' scores [D], each 0 or 1, on the same documents: p.
+
+    Raises:
+        ValueError: a score is neither 0 nor 1.
+    """
+    a, b = _checked(a, 1), _checked(b, 1)
+    if not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()):
+        raise ValueError("McNemar's test needs scores of 0 or 1")
+    return float(sign_test((a - b)[:, None])[0])
+
+
+def sign_test(differences: np.ndarray) -> np.ndarray:
+    """Exact two-sided sign test of each column of `differences` [D, C], zeros left out: p [C].
+
+    On differences of 0/1 scores it is McNemar's exact test, and also the limit of the sign-flip test with all 2^D
+    flips; unlike the flips its p-values have no floor, which `false_discovery` over many cells needs.
+    """
+    differences = _checked(differences, 2)
+    up, down = (differences > 0).sum(axis=0), (differences < 0).sum(axis=0)
+    return np.minimum(1.0, 2 * stats.binom.cdf(np.minimum(up, down), up + down, 0.5))
+
+
+def sign_flip_max_t(differences: np.ndarray, permutations: int = 2_000, seed: int = 0) -> FlipTest:
+    """Is the mean difference of a cell zero? For all cells at once, with the family-wise error held at the level.
+
+    Single-step max-T of Westfall and Young (1993). If the transplant changed nothing, a document's differences in all
+    cells could as well have the other sign: signs are flipped per document, for all cells together, and each cell's
+    |t| is compared with the largest |t| over all cells of each flip. p = (1 + flips as extreme) / (1 + P).
+
+    Args:
+        differences: [D, C] score minus vanilla. A cell in which all are zero has t = 0 and p = 1.
+        permutations: P. The smallest p-value that can come out is 1 / (1 + P).
+    """
+    differences = _checked(differences, 2)
+    # |sum| / root of the sum of squares grows with |t|, the same way for all cells (t² = (D-1) z² / (D - z²)), and
+    # flips do not change the squares: the order of all |t| is had without a variance per flip.
+    norm = np.sqrt((differences**2).sum(axis=0))
+    scaled = np.divide(differences, norm, out=np.zeros_like(differences), where=norm > 0)
+    observed = np.abs(scaled.sum(axis=0)) * (1 - _TIE)
+    alone = np.zeros(differences.shape[1], dtype=np.int64)
+    largest = np.empty(permutations)
+    generator = np.random.default_rng(seed)
+    for start in range(0, permutations, _CHUNK):
+        rows = min(_CHUNK, permutations - start)
+        signs = generator.integers(0, 2, size=(rows, len(differences))) * 2.0 - 1.0
+        flipped = np.abs(signs @ scaled)
+        alone += (flipped >= observed).sum(axis=0)
+        largest[start : start + rows] = flipped.max(axis=1)
+    extreme = permutations - np.searchsorted(np.sort(largest), observed, side="left")
+    return FlipTest((1 + alone) / (1 + permutations), (1 + extreme) / (1 + permutations))
+
+
+def false_discovery(p: np.ndarray) -> np.ndarray:
+    """q-values [C] of p-values [C] (Benjamini and Hochberg 1995): of those up to x, a share of at most x is false."""
+    p = _checked(p, 1)
+    order = np.argsort(p)
+    scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
+    q = np.empty(len(p))
+    q[order] = np.minimum(1.0, np.minimum.accumulate(scaled[::-1])[::-1])
+    return q
+
+
+def split_half(scores: np.ndarray, splits: int = 200, seed: int = 0) -> dict[str, Any]:
+    """How much of a map is signal: the correlation, over cells, of the maps of two random halves of the documents.
+
+    Args:
+        scores: [D, C], D >= 2; a map is the mean over documents per cell [C]. With odd D the second half is larger.
+
+    Returns:
+        `pearson` and `spearman`, each with `mean` over splits, `low` and `high` (95 % of the splits lie between: the
+        spread over splits, not a confidence interval), `corrected` (Spearman-Brown: what `mean` predicts for maps of
+        all D documents; a `mean` that is not positive stays as it is) and `splits` (in how many it was defined). All
+        None where no half map varies.
+    """
+    scores = _checked(scores, 2)
+    documents = len(scores)
+    if documents < 2:
+        raise ValueError("one document has no halves")
+    half = documents // 2
+    generator = np.random.default_rng(seed)
+    inside = generator.permuted(np.tile(np.arange(documents) < half, (splits, 1)), axis=1).astype(float)
+    first = inside @ scores / half
+    second = (1 - inside) @ scores / (documents - half)
+    ranks = [stats.rankdata(np.round(each, 12), axis=1) for each in (first, second)]
+    return {"pearson": _summary(_correlation(first, second)), "spearman": _summary(_correlation(*ranks))}
+
+
+def winner_curse(
+    scores: np.ndarray,
+    vanilla: np.ndarray,
+    folds: int = 5,
+    repeats: int = 20,
+    seed: int = 0,
+    order: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """The best cell's gain over vanilla on the documents it was chosen on, against its gain on others.
+
+    Repeated cross-validation: the cell with the best mean on the other folds is scored on the fold left out.
+
+    Args:
+        scores, vanilla: [D, C] and [D], D >= 2.
+        folds: at most D.
+        order: [C] of equally good cells the one with the smallest value is chosen; by default the first.
+
+    Returns:
+        `in_sample`: gain of the cell that is best on all documents, on the same documents. `training`: the mean gain
+        on the documents a cell was chosen on. `held_out`: the mean gain on those left out; `low`, `high`: about its 95
+        % interval, with the variance of Nadeau and Bengio (2003), as the folds' choices share documents (a bootstrap
+        of the held-out gains is half as wide as it should be). `curse`: `training` less `held_out`. `chosen`: how many
+        different cells were chosen; `agreement`: the share of the most frequent.
+    """
+    scores, vanilla = _checked(scores, 2), _checked(vanilla, 1)
+    documents, cells = scores.shape
+    order = np.arange(cells) if order is None else np.asarray(order)
+    if documents < 2 or vanilla.shape != (documents,) or order.shape != (cells,):
+        raise ValueError(f"scores {scores.shape}, vanilla {vanilla.shape}, order {order.shape}: shapes do not fit")
+    if folds < 2 or repeats < 1:
+        raise ValueError(f"folds={folds}, repeats={repeats}: at least 2 and 1")
+    folds = min(folds, documents)
+    gains = scores - vanilla[:, None]
+    generator = np.random.default_rng(seed)
+    training, held_out, sizes, chosen = [], [], [], []
+    for _ in range(repeats):
+        fold = generator.permutation(documents) % folds
+        for left_out in range(folds):
+            inside = gains[fold != left_out]
+            best = _best(inside.sum(axis=0), order)
+            chosen.append(best)
+            training.append(inside[:, best].mean())
+            held_out.append(gains[fold == left_out, best].mean())
+            sizes.append(documents - len(inside))
+    _, counts = np.unique(chosen, return_counts=True)
+    mean = float(np.average(held_out, weights=sizes))
+    # Independent folds would have variance / number; what they share adds documents tested / documents trained on.
+    factor = 1 / len(held_out) + 1 / (folds - 1)
+    width = float(stats.t.ppf(0.975, len(held_out) - 1) * np.sqrt(factor * np.var(held_out, ddof=1)))
+    return {
+        "in_sample": float(gains[:, _best(gains.sum(axis=0), order)].mean()),
+        "training": float(np.mean(training)),
+        "held_out": mean,
+        "low": mean - width,
+        "high": mean + width,
+        "curse": float(np.mean(training)) - mean,
+        "chosen": len(counts),
+        "agreement": float(counts.max() / counts.sum()),
+        "folds": folds,
+        "repeats": repeats,
+    }
+
+
+def _best(sums: np.ndarray, order: np.ndarray) -> int:
+    tied = np.flatnonzero(sums >= sums.max() - _TIE * max(1.0, float(np.abs(sums).max())))
+    return int(tied[np.argmin(order[tied])])
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each row of two arrays [S, C]: [S], NaN where a row is constant."""
+    first, second = (each - each.mean(axis=1, keepdims=True) for each in (first, second))
+    # Rounding leaves something of a constant row: it counts as constant.
+    norms = [np.sqrt((each**2).sum(axis=1)) for each in (first, second)]
+    defined = (norms[0] > _TIE) & (norms[1] > _TIE)
+    product = np.where(defined, norms[0] * norms[1], 1.0)
+    return np.where(defined, (first * second).sum(axis=1) / product, np.nan)
+
+
+def _summary(correlations: np.ndarray) -> dict[str, Any]:
+    found = correlations[~np.isnan(correlations)]
+    if not len(found):
+        return {"mean": None, "low": None, "high": None, "corrected": None, "splits": 0}
+    mean = float(found.mean())
+    low, high = (float(edge) for edge in np.quantile(found, [0.025, 0.975]))
+    corrected = 2 * mean / (1 + mean) if mean > 0 else mean
+    return {"mean": mean, "low": low, "high": high, "corrected": corrected, "splits": len(found)}
+
+
+def _checked(values: np.ndarray, dimensions: int) -> np.ndarray:
+    """As float64, with the expected number of dimensions, not empty and finite."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != dimensions or not values.size:
+        raise ValueError(f"an array with {dimensions} dimensions that is not empty is needed, not {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("all values must be finite: leave out cells that were not seen on all documents")
+    return values

@@ -1,0 +1,396 @@
+"""Answer the harness's requests in many cells at once: for a grid, or for a rule that combines cells.
+
+`SweepLM` leaves on every request what each cell answers, and hands the harness either the untouched model's answer (a
+grid: its other cells are graded afterwards, by the task's own code) or what a selection's rule makes of the cells.
+Batches of responses are written to a folder as they come, and found there again by what was asked.
+
+Shapes: C cells, M choices of a document; row 0 is the untouched prompt, then the cells in their order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from xtransplant import strategies
+from xtransplant.captures import Captures
+from xtransplant.engine import Decoder
+from xtransplant.lm import Key, Transplant, TransplantLM
+from xtransplant.selection import Selection
+from xtransplant.types import Cell, Component, LayerPair, Site, XTransplantError
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+log = logging.getLogger(__name__)
+
+# Cells of the first batch that are compared with single transplants, as `evaluate` makes them.
+_CHECKED_CELLS = 3
+_CELL_CHECK = "sweep_against_single_pairs"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is swept, as configured; the cells are resolved with the model's number of layers.
+
+    Attributes:
+        pairs: a set of layer pairs as `LayerPair.parse_set` reads it, or None if `cells` says all.
+        memory: bytes that a batch may take beside the model.
+    """
+
+    components: tuple[Component, ...]
+    site: Site
+    pairs: Any = "all"
+    cells: tuple[Cell, ...] | None = None
+    memory: int = 2 * 2**30
+
+    def resolve(self, num_layers: int) -> list[Cell]:
+        if self.cells is not None:
+            return list(self.cells)
+        pairs = LayerPair.parse_set(self.pairs, num_layers)
+        return [Cell(component, pair.source, pair.target) for component in self.components for pair in pairs]
+
+
+class Shards:
+    """Responses on disk, a file for each batch, found by the hash of what was asked.
+
+    Args:
+        folder: None keeps nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._found: dict[str, dict[str, np.ndarray]] = {}
+        for path in sorted(folder.glob("*.npz")) if folder is not None and folder.is_dir() else []:
+            try:
+                with np.load(path) as stored:
+                    arrays = dict(stored)
+                for name, array in arrays.items():
+                    question, _, part = name.partition(".")
+                    self._found.setdefault(question, {})[part] = array
+            except (OSError, ValueError, zipfile.BadZipFile):
+                log.warning("%s cannot be read; its documents are computed anew.", path)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def get(self, question: str) -> dict[str, np.ndarray] | None:
+        return self._found.get(question)
+
+    def remove(self) -> None:
+        """Once all is in the run's own files."""
+        if self.folder is not None and self.folder.is_dir():
+            shutil.rmtree(self.folder)
+
+    def add(self, answers: dict[str, dict[str, np.ndarray]]) -> None:
+        """Keep a batch; on disk at once or not at all."""
+        self._found |= answers
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = hashlib.sha256("".join(sorted(answers)).encode()).hexdigest()[:16]
+        temporary = self.folder / f".{name}.{os.getpid()}.npz"
+        arrays: dict[str, Any] = {f"{q}.{part}": array for q, parts in answers.items() for part, array in parts.items()}
+        np.savez_compressed(temporary, **arrays)
+        temporary.replace(self.folder / f"{name}.npz")
+
+
+class SweepLM(TransplantLM):
+    """A decoder behind the harness that answers in many cells.
+
+    After the harness has asked, every request has `cells`: for a choice, log-probabilities [1 + C] and whether it is
+    the greedy continuation [1 + C]; for a text, 1 + C texts. NaN, and None, where a budget left a cell out.
+
+    Args:
+        selection: the rule that makes one answer of all cells; None answers as the untouched model.
+        shards: where responses are kept.
+        halving: [(documents, cells)]: successive halving. So many documents of each round are swept in the so many
+            cells that were best in the rounds before; None sweeps all of them in all cells.
+        quality: for halving: a document's requests -> how good each row is [1 + C], higher is better.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder | Callable[[], Decoder],
+        sweep: Sweep,
+        selection: Selection | None = None,
+        shards: Shards | None = None,
+        halving: Callable[[int, int], list[tuple[int, int]]] | None = None,
+        quality: Callable[[list[Instance]], np.ndarray] | None = None,
+        seed: int = 1234,
+        promptless: str = "error",
+        captures: Callable[[], Captures] | None = None,
+    ) -> None:
+        # Which layers says the sweep; those named here are where a prompt's own vector is written back, as a check.
+        some = Transplant(sweep.components[0], sweep.site, ["first", "first"])
+        super().__init__(decoder, some, seed=seed, promptless=promptless, captures=captures)
+        self.sweep = sweep
+        self.selection = selection
+        self.shards = Shards(None) if shards is None else shards
+        self.halving, self.quality = halving, quality
+        self.left_out: list[str] = []  # what a budget left out, for the log and the manifest
+
+    @property
+    def cells(self) -> list[Cell]:
+        return self.sweep.resolve(self.decoder.num_layers)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        self._check_prompts(requests)
+        rows = 1 + len(self.cells)
+        for request in requests:
+            request.cells = (np.full(rows, np.nan, np.float32), np.zeros(rows, np.bool_))
+        self._in_rounds(requests, self._score, disable_tqdm)
+        if self.selection is None:
+            return [(float(request.cells[0][0]), bool(request.cells[1][0])) for request in requests]
+        answers: dict[int, tuple[float, bool]] = {}
+        for document in _documents(requests):
+            logprob = np.stack([request.cells[0] for request in document], 1)
+            answer = strategies.answer(self.selection, logprob)
+            # Whether a mixture of rows is the greedy continuation has no meaning; of vanilla it does.
+            answers |= {
+                id(request): (float(value), bool(request.cells[1][0]))
+                for request, value in zip(document, answer, strict=True)
+            }
+        return [answers[id(request)] for request in requests]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        self._check_prompts(requests)
+        if len({id(request) for request in requests}) < len(requests):
+            raise XTransplantError("A task that repeats its requests has no single answer in a cell. Use repeats: 1.")
+        for request in requests:
+            request.cells = [None] * (1 + len(self.cells))
+        self._in_rounds(requests, self._generate, disable_tqdm)
+        if self.selection is None:
+            return [str(request.cells[0]) for request in requests]
+        return [str(request.cells[strategies.answer_text(self.selection, request.cells)]) for request in requests]
+
+    # --- rounds ---
+
+    def _in_rounds(
+        self, requests: list[Instance], work: Callable[[list[Instance], list[int], Any], None], disable_tqdm: bool
+    ) -> None:
+        """Sweep all requests; with a budget in rounds, each on more documents and fewer cells."""
+        documents = _documents(requests)
+        everything = list(range(len(self.cells)))
+        self.captures.prepare(
+            [key[1] for key in self._keys(requests) if key[1] is not None], self.sweep.components, self.sweep.site
+        )
+        if self.halving is None:
+            with tqdm(total=len(documents), desc="Sweeping documents", disable=disable_tqdm) as bar:
+                work(requests, everything, bar)
+            return
+        assert self.quality is not None
+        plan = self.halving(len(documents), len(everything))
+        # Drawn by content, so that the first ones are no chapter of the data set.
+        documents.sort(key=lambda each: hashlib.sha256(repr(each[0].args).encode()).digest())
+        total = np.zeros(1 + len(everything))
+        alive, done = everything, 0
+        with tqdm(total=len(documents), desc="Sweeping documents", disable=disable_tqdm) as bar:
+            for number, (count, kept) in enumerate(plan):
+                if number:
+                    # Stable: equal ones stay in the order of the paper's ties.
+                    order = sorted(alive, key=lambda c: (-round(total[1 + c], 9), *_tie_order(self.cells[c])))
+                    alive = sorted(order[:kept])
+                some = documents[done : done + count]
+                work([request for document in some for request in document], alive, bar)
+                for document in some:
+                    total += np.nan_to_num(self.quality(document))
+                done += count
+                self.left_out.append(
+                    f"round {number + 1}: {count} documents in {len(alive)} of {len(everything)} cells"
+                )
+        for line in self.left_out:
+            log.info("Budget: %s", line)
+
+    def _keys(self, requests: Sequence[Instance]) -> list[Key]:
+        if requests[0].request_type == "generate_until":
+            return [key for work in self._texts(requests) for key in work.wanted]
+        return list(self._choices(requests))
+
+    # --- batches ---
+
+    def _score(self, requests: list[Instance], chosen: list[int], bar: Any) -> None:
+        from xtransplant import sweep
+        from xtransplant.engine import prefill, score
+
+        groups = self._choices(requests)
+        cells = [self.cells[c] for c in chosen]
+        rows = [0, *(1 + c for c in chosen)]
+        waiting: dict[Key, str] = {}
+        for key, group in groups.items():
+            choices = [choice for _, choice in group]
+            question = _question("score", key, choices, cells, self.sweep.site, self.captures.noise_seed)
+            if key[1] is None:
+                # No transplant is possible: every cell is the untouched model.
+                [plain] = score(self.decoder, prefill(self.decoder, [key[0]]), [choices])
+                once = {"logprob": np.array([[each.logprob for each in plain]]), "greedy": np.array(
+                    [[each.greedy for each in plain]])}  # fmt: skip
+                _spread(requests, group, rows, {part: array.repeat(len(rows), 0) for part, array in once.items()})
+            elif (known := self.shards.get(question)) is not None:
+                _spread(requests, group, rows, known)
+            else:
+                waiting[key] = question
+        bar.update(len(_documents(requests)) - len({key[0] for key in waiting}))
+        keys = list(waiting)
+        self._check_engine(sorted((key[0] for key in keys), key=len, reverse=True))
+        continuations = [[choice for _, choice in groups[key]] for key in keys]
+        nodes = [sweep.count_nodes(choices) for choices in continuations]
+        for chunk in sweep.batches(self.decoder, [key[0] for key in keys], nodes, len(cells), self.sweep.memory):
+            some = [keys[n] for n in chunk]
+            asked = [continuations[n] for n in chunk]
+            vectors = self._vectors(some)
+            found = sweep.score_cells(
+                self.decoder, [key[0] for key in some], vectors, cells, asked, self.sweep.site, self.sweep.memory
+            )
+            self._check_cells(some, asked, vectors, cells, found)
+            answers = {
+                waiting[key]: {"logprob": scores.logprob, "greedy": scores.greedy}
+                for key, scores in zip(some, found, strict=True)
+            }
+            self.shards.add(answers)
+            for key in some:
+                _spread(requests, groups[key], rows, answers[waiting[key]])
+            self._count(some, cells)
+            bar.update(len({key[0] for key in some}))
+
+    def _generate(self, requests: list[Instance], chosen: list[int], bar: Any) -> None:
+        from xtransplant import sweep
+        from xtransplant.engine import generate, prefill
+
+        cells = [self.cells[c] for c in chosen]
+        rows = [0, *(1 + c for c in chosen)]
+        for work in self._texts(requests):
+            for key, group in work.wanted.items():
+                asked = [work.limit, work.until, sorted(work.ends), work.sampling, self.seed if work.sampling else None]
+                question = _question("text", key, asked, cells, self.sweep.site, self.captures.noise_seed)
+                known = self.shards.get(question)
+                if known is None:
+                    choose = self._chooser(work.sampling, [key] * len(rows)) if work.sampling else None
+                    if key[1] is None:
+                        [tokens] = generate(
+                            self.decoder, prefill(self.decoder, [key[0]]), work.limit, work.ended, choose
+                        )
+                        generated = [tokens] * len(rows)
+                    else:
+                        [generated] = sweep.generate_cells(
+                            self.decoder,
+                            [key[0]],
+                            self._vectors([key]),
+                            cells,
+                            work.limit,
+                            work.ended,
+                            self.sweep.site,
+                            self.sweep.memory,
+                            None if choose is None else _for_one(choose),
+                        )
+                        self._count([key], cells)
+                    texts = [work.text(tokens) for tokens in generated]
+                    distinct = list(dict.fromkeys(texts))
+                    known = {
+                        "texts": np.frombuffer(json.dumps(distinct).encode(), np.uint8),
+                        "text": np.array([distinct.index(text) for text in texts], np.int32),
+                    }
+                    self.shards.add({question: known})
+                distinct = json.loads(known["texts"].tobytes())
+                for n in group:
+                    for row, place in zip(rows, known["text"], strict=True):
+                        requests[n].cells[row] = distinct[place]
+                bar.update(1)
+
+    def _vectors(self, keys: Sequence[Key]) -> dict[Component, Any]:
+        return self.captures.vectors([key[1] for key in keys], self.sweep.components, self.sweep.site)
+
+    def _count(self, keys: Sequence[Key], cells: Sequence[Cell]) -> None:
+        self.counts.prompts += len(keys)
+        self.counts.transplants += len(keys) * len(cells)
+
+    def _check_cells(
+        self, keys: Sequence[Key], asked: Sequence[Any], vectors: dict[Component, Any], cells: Sequence[Cell],
+        found: Sequence[Any],
+    ) -> None:  # fmt: skip
+        """Some cells of the first document against single transplants, as `evaluate` makes them. Once a run."""
+        from xtransplant.engine import Writes, prefill, score
+
+        if _CELL_CHECK in self.counts.checks or not cells:
+            return
+        worst = 0.0
+        for c in sorted({0, len(cells) // 2, len(cells) - 1})[:_CHECKED_CELLS]:
+            cell = cells[c]
+            vector = vectors[cell.component][cell.source, :1]
+            prefix = prefill(self.decoder, [keys[0][0]], Writes(cell.component, [cell.target], vector, self.sweep.site))
+            for choice, single in enumerate(score(self.decoder, prefix, [asked[0]])[0]):
+                worst = max(worst, abs(single.logprob - float(found[0].logprob[1 + c, choice])))
+        self.counts.checks[_CELL_CHECK] = worst
+        self._refuse_failed_checks()
+
+
+def _documents(requests: Sequence[Instance]) -> list[list[Instance]]:
+    """Requests by document, in the order of its choices."""
+    groups: dict[Any, list[Instance]] = {}
+    for request in requests:
+        groups.setdefault((request.task_name, request.doc_id), []).append(request)
+    return [sorted(group, key=lambda request: int(request.idx)) for group in groups.values()]
+
+
+def _spread(
+    requests: Sequence[Instance], group: Sequence[tuple[int, Any]], rows: list[int], found: dict[str, np.ndarray]
+) -> None:
+    for choice, (n, _) in enumerate(group):
+        requests[n].cells[0][rows] = found["logprob"][:, choice]
+        requests[n].cells[1][rows] = found["greedy"][:, choice]
+
+
+def _for_one(choose: Callable[[list[int], Any], list[int]]) -> Callable[[int, list[int], Any], list[int]]:
+    """The engine's way to choose tokens, where the only document is known."""
+    return lambda _, rows, logits: choose(rows, logits)
+
+
+def _tie_order(cell: Cell) -> tuple[int, int]:
+    """METHOD section 3: the smallest target layer, then the largest source layer."""
+    return cell.target, -cell.source
+
+
+def _question(kind: str, key: Key, asked: Any, cells: Sequence[Cell], site: Site, noise_seed: int | None) -> str:
+    """A name for what was asked; the model is that of the folder."""
+    described = [(cell.component.value, cell.source, cell.target) for cell in cells]
+    text = repr((kind, key, asked, described, site.value, noise_seed))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def rounds(budget: float) -> Callable[[int, int], list[tuple[int, int]]]:
+    """A plan of successive halving that stays within a share of the whole grid.
+
+    R rounds cost R / (2^R - 1) of it: each has twice the documents and half of the cells of the one before.
+
+    Raises:
+        XTransplantError: no plan is that cheap for so few documents.
+    """
+
+    def plan(documents: int, cells: int) -> list[tuple[int, int]]:
+        for number in range(1, 32):
+            if 2**number - 1 > documents or 2 ** (number - 1) > cells:
+                break
+            shares = [2**r / (2**number - 1) for r in range(number)]
+            ends = [round(documents * sum(shares[: r + 1])) for r in range(number)]
+            counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+            kept = [max(1, cells // 2**r) for r in range(number)]
+            cost = sum(count * kept_cells for count, kept_cells in zip(counts, kept, strict=True))
+            if cost <= budget * documents * cells * (1 + 1e-9):
+                return list(zip(counts, kept, strict=True))
+        raise XTransplantError(
+            f"grid.budget={budget:g}: too little for {documents} documents and {cells} cells. Give more documents "
+            "(limit), or a larger share."
+        )
+
+    return plan

@@ -1,0 +1,135 @@
+"""The sweep over all layer pairs, cell by cell, against one hooked full forward a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from tests.equivalence.test_architectures import decoder_of, every_case, every_site, hook_count, reference
+from tests.equivalence.tiny import VOCAB
+from xtransplant import engine, sweep
+from xtransplant.engine import Decoder
+from xtransplant.types import Cell, Component, Site
+
+# Longer and shorter than the sliding windows (6) of the tiny models; one prompt of a single token.
+LENGTHS = [15, 9, 4, 12]
+_draw = torch.Generator().manual_seed(3)
+TARGETS = [torch.randint(3, VOCAB, (n,), generator=_draw).tolist() for n in LENGTHS]
+SOURCES = [torch.randint(3, VOCAB, (n,), generator=_draw).tolist() for n in reversed(LENGTHS)]
+# Shared beginnings, a choice that is another's beginning, unlike numbers and lengths.
+CHOICES = [[[5, 7, 9], [5, 7, 8], [5, 8], [11]], [[6], [7]], [[5, 7], [5, 7, 9]], [[20, 21, 22, 23, 24, 25, 26]]]
+ALL_PAIRS = [(source, target) for source in range(4) for target in range(4)]
+# Those that the shared attention does not know: ALiBi, and Falcon's own attention code.
+SLOW = {"bloom", "falcon", "falcon_new", "falcon_alibi"}
+
+
+def cells_of(components: Sequence[Component], pairs: Sequence[tuple[int, int]] = ALL_PAIRS) -> list[Cell]:
+    return [Cell(component, *pair) for component in components for pair in pairs]
+
+
+def expected_scores(decoder: Decoder, d: int, cell: Cell, site: Site) -> list[tuple[float, bool]]:
+    found = []
+    for choice in CHOICES[d]:
+        logprobs = reference(
+            decoder, SOURCES[d], TARGETS[d], choice[:-1], cell.component, site, (cell.source, cell.target)
+        )
+        own = logprobs[range(len(choice)), choice]
+        found.append((float(own.sum()), bool((own == logprobs.max(-1).values).all())))
+    return found
+
+
+@every_case
+@every_site
+def test_every_cell_equals_one_hooked_forward(case: str, site: Site) -> None:
+    decoder = decoder_of(case)
+    components = list(Component)
+    vectors = engine.capture(decoder, SOURCES, components, site)
+    cells = cells_of(components)
+    found = sweep.score_cells(decoder, TARGETS, vectors, cells, CHOICES, site)
+    for d, scores in enumerate(found):
+        assert scores.logprob.shape == (1 + len(cells), len(CHOICES[d]))
+        for row, cell in enumerate(cells, 1):
+            expected = expected_scores(decoder, d, cell, site)
+            np.testing.assert_allclose(scores.logprob[row], [logprob for logprob, _ in expected], atol=1e-3, rtol=0)
+            assert scores.greedy[row].tolist() == [greedy for _, greedy in expected]
+    # The untouched prompts, which come along.
+    vanilla = engine.score(decoder, engine.prefill(decoder, TARGETS), CHOICES)
+    for scores, plain in zip(found, vanilla, strict=True):
+        np.testing.assert_allclose(scores.logprob[0], [score.logprob for score in plain], atol=1e-4, rtol=0)
+    assert len({tuple(row.round(3)) for row in found[0].logprob}) > len(cells) / 2, "transplants without an effect"
+    assert hook_count(decoder.model) == 0
+
+
+@every_case
+def test_which_way_is_taken(case: str) -> None:
+    decoder = decoder_of(case)
+    reasons = {sweep.why_slow(decoder, site) for site in Site}
+    assert (reasons != {None}) == (case in SLOW), reasons
+
+
+@every_case
+def test_texts_equal_one_generation_a_cell(case: str) -> None:
+    decoder = decoder_of(case)
+    components = [Component.ffn, Component.attn]
+    vectors = engine.capture(decoder, SOURCES, components)
+    cells = cells_of(components)
+
+    def ended(tokens: list[int]) -> bool:
+        # Some end at once, some late, some never.
+        return sum(tokens) % 7 == 0
+
+    found = sweep.generate_cells(decoder, TARGETS, vectors, cells, 8, ended)
+    lengths = set()
+    for d, target in enumerate(TARGETS):
+        plain = engine.generate(decoder, engine.prefill(decoder, [target]), 8, ended)
+        assert found[d][0] == plain[0]
+        for row, cell in enumerate(cells, 1):
+            prefix = engine.read_and_write(decoder, [SOURCES[d]], [target], *cell)
+            assert found[d][row] == engine.generate(decoder, prefix, 8, ended)[0], cell
+            lengths.add(len(found[d][row]))
+    assert len(lengths) > 2
+    assert hook_count(decoder.model) == 0
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma3_text", "bloom"])
+def test_little_memory_gives_the_same(case: str) -> None:
+    decoder = decoder_of(case)
+    vectors = engine.capture(decoder, SOURCES, [Component.ffn])
+    cells = cells_of([Component.ffn])[::-1]  # any order of the cells
+    plenty = sweep.score_cells(decoder, TARGETS, vectors, cells, CHOICES)
+    scarce = sweep.score_cells(decoder, TARGETS, vectors, cells, CHOICES, memory=1)
+    for one, other in zip(plenty, scarce, strict=True):
+        np.testing.assert_allclose(one.logprob, other.logprob, atol=1e-4, rtol=0)
+    texts = sweep.generate_cells(decoder, TARGETS, vectors, cells, 6, lambda tokens: False)
+    assert texts == sweep.generate_cells(decoder, TARGETS, vectors, cells, 6, lambda tokens: False, memory=1)
+
+
+@pytest.mark.parametrize("case", ["gpt2", "mistral", "falcon"])
+def test_single_token_prompts(case: str) -> None:
+    decoder = decoder_of(case)
+    source, target = [9], [4]
+    vectors = engine.capture(decoder, [source], [Component.ffn])
+    [scores] = sweep.score_cells(decoder, [target], vectors, [Cell(Component.ffn, 2, 1)], [[[5, 6]]])
+    expected = reference(decoder, source, target, [5], Component.ffn, Site.module, (2, 1))
+    assert scores.logprob[1, 0] == pytest.approx(float(expected[0, 5] + expected[1, 6]), abs=1e-3)
+
+
+def test_hooks_and_attention_are_put_back_after_a_failure() -> None:
+    decoder = decoder_of("llama")
+    config = decoder.model.config
+    before = config._attn_implementation
+    vectors = engine.capture(decoder, SOURCES, [Component.ffn])
+    with pytest.raises(IndexError):
+        sweep.score_cells(decoder, TARGETS, vectors, [Cell(Component.ffn, 99, 0)], CHOICES)
+    assert config._attn_implementation == before
+    assert hook_count(decoder.model) == 0
+
+
+def test_cost_grows_with_the_cells() -> None:
+    decoder = decoder_of("llama")
+    few = sweep.cost(decoder, 20, 20, 3, cells_of([Component.ffn], [(0, 3)]))
+    many = sweep.cost(decoder, 20, 20, 3, cells_of([Component.ffn]))
+    assert 0 < few.flops < many.flops and 0 < few.memory < many.memory

@@ -1,0 +1,253 @@
+"""Grids from the command line to a selection and its evaluation: every cell is what `evaluate` gives for that pair."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.equivalence.tiny import save_checkpoint
+from tests.integration.local_tasks import write_tasks
+from xtransplant import grid_jobs, jobs, pairing, sweep, sweep_lm
+from xtransplant.compose import compose
+from xtransplant.config import AnalyzeConfig, EvaluateConfig, GridConfig, SelectConfig, StrategiesConfig
+from xtransplant.grid import Grid
+from xtransplant.record import Run, find_runs
+from xtransplant.types import Cell, Component, XTransplantError
+
+PAIRS = [[3, 0], [1, 2], [2, 2], [0, 3]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("grid")
+    save_checkpoint("gemma3_text", folder / "model")
+    write_tasks(folder / "tasks")
+    return folder
+
+
+def overrides(place: Path, kind: str, **changes: Any) -> list[str]:
+    given = {
+        "model": "hf", "model.path": place / "model", "model.name": "tiny", "task": "custom", "task.name": "colour",
+        "task.tasks": f"[\"colour_{kind}_{{lang}}\"]", "task.key": "id", "task.gold": "label",
+        "task.include_path": f"[{place / 'tasks'}]", "language_pair": "en-sw", "split": "all",
+        "output_dir": place / "outputs",
+    }  # fmt: skip
+    return [f"{key}={value}" for key, value in (given | changes).items()]
+
+
+def run_grid(place: Path, kind: str, **changes: Any) -> tuple[Run, Grid]:
+    config = compose("grid", overrides(place, kind, **changes))
+    assert isinstance(config, GridConfig)
+    grid_jobs.grid(config)
+    found = [
+        run for run in find_runs([str(config.output_dir)], "grid") if run.manifest["config_hash"] == _hash_of(config)
+    ]
+    assert len(found) == 1
+    return found[0], Grid.load(found[0].folder / grid_jobs.GRID)
+
+
+def _hash_of(config: GridConfig) -> str:
+    from xtransplant.config import config_hash
+
+    return config_hash(config, 4)
+
+
+def run_evaluate(place: Path, kind: str, **changes: Any) -> Run:
+    config = compose("evaluate", overrides(place, kind, **changes))
+    assert isinstance(config, EvaluateConfig)
+    before = {run.folder for run in _evaluated(place)}
+    jobs.evaluate(config)
+    [run] = [run for run in _evaluated(place) if run.folder not in before]
+    return run
+
+
+def _evaluated(place: Path) -> list[Run]:
+    try:
+        return find_runs([str(place / "outputs")])
+    except XTransplantError:
+        return []
+
+
+def samples(run: Run) -> list[dict[str, Any]]:
+    [path] = run.folder.glob("samples_*.jsonl")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["choice", "word", "contexts", "generate"])
+def test_a_cell_is_what_evaluate_gives(place: Path, kind: str) -> None:
+    _, grid = run_grid(place, kind, **{"transplant.component": "[ffn,attn]"})
+    assert len(grid.cells) == 2 * 16
+    for component in ("ffn", "attn"):
+        for source, target in PAIRS[:2]:
+            run = run_evaluate(
+                place, kind, **{"transplant.component": component, "transplant.layers": f"[{source},{target}]"}
+            )
+            [column] = grid.columns([Cell(Component(component), source, target)])
+            for row in samples(run):
+                d = grid.documents.index(f"colour_{kind}_{{lang}}/{row['key']}")
+                assert grid.scores[0, d, column] == row[grid.metric]
+                if kind == "generate":
+                    assert grid.texts is not None and grid.text is not None
+                    assert grid.texts[grid.text[d, column]] == row["resps"][0][0]
+                else:
+                    assert grid.logprob is not None
+                    expected = [float(each[0][0]) for each in row["resps"]]
+                    np.testing.assert_allclose(grid.logprob[d, column, : len(expected)], expected, atol=1e-3)
+            shutil.rmtree(run.folder)
+
+
+def test_vanilla_comes_along_in_the_harness_schema(place: Path) -> None:
+    run, grid = run_grid(place, "choice")
+    vanilla = run_evaluate(place, "choice")
+    ours, theirs = samples(run), samples(vanilla)
+    assert [row["acc"] for row in ours] == [row["acc"] for row in theirs] == grid.vanilla[0].tolist()
+    assert run.results["results"] == vanilla.results["results"]
+    shutil.rmtree(vanilla.folder)
+
+
+def test_choice_scores_say_which_answer_is_right(place: Path) -> None:
+    run, grid = run_grid(place, "choice")
+    assert grid.gold == [row["doc"]["label"] for row in samples(run)]
+
+
+def test_a_killed_grid_resumes_and_the_same_one_is_found(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {"output_dir": tmp_path / "out"}
+    _, expected = run_grid(place, "choice", output_dir=tmp_path / "undisturbed")
+    add = sweep_lm.Shards.add
+    batches: list[int] = []
+
+    def killed_at_second(self: sweep_lm.Shards, answers: dict[str, Any]) -> None:
+        if len(batches) == 1:
+            raise KeyboardInterrupt
+        batches.append(len(answers))
+        add(self, answers)
+
+    monkeypatch.setitem(sweep._ENOUGH_TOKENS, "cpu", 100)
+    monkeypatch.setattr(sweep_lm.Shards, "add", killed_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(place, "choice", **changes)
+    again: list[int] = []
+
+    def counted(self: sweep_lm.Shards, answers: dict[str, Any]) -> None:
+        again.append(len(answers))
+        add(self, answers)
+
+    monkeypatch.setattr(sweep_lm.Shards, "add", counted)
+    run, resumed = run_grid(place, "choice", **changes)
+    assert sum(again) == len(expected.documents) - batches[0]
+    np.testing.assert_array_equal(resumed.scores, expected.scores)
+    assert resumed.logprob is not None and expected.logprob is not None
+    np.testing.assert_allclose(resumed.logprob, expected.logprob, atol=1e-4)
+    assert not (run.folder / "responses").exists()
+    # Asked a third time, nothing is computed.
+    again.clear()
+    monkeypatch.setattr(pairing, "load", lambda *args: pytest.fail("loaded again"))
+    run_grid(place, "choice", **changes)
+    assert not again
+
+
+def test_source_vectors_are_kept_and_used_again(place: Path, tmp_path: Path) -> None:
+    first, _ = run_grid(place, "choice", output_dir=tmp_path / "out")
+    assert first.manifest["sources_computed"] == len(samples(first))
+    second, _ = run_grid(place, "choice", output_dir=tmp_path / "out", **{"transplant.component": "attn"})
+    assert second.manifest["sources_computed"] == 0
+    [file] = (tmp_path / "out" / "captures").rglob("*.safetensors")
+    file.write_bytes(b"damaged")
+    third, _ = run_grid(place, "choice", output_dir=tmp_path / "out", overwrite="true")
+    assert third.manifest["sources_computed"] == len(samples(first))
+
+
+def test_a_budget_looks_at_few_cells_on_all_documents(place: Path) -> None:
+    run, grid = run_grid(place, "choice", **{"grid.budget": "0.5"})
+    full = run_grid(place, "choice")[1]
+    looked_at = ~np.isnan(grid.scores[0])
+    assert 0 < looked_at.mean() <= 0.5
+    assert grid.seen.sum() >= 1 and (looked_at.sum(0) > 0).all()
+    np.testing.assert_array_equal(grid.scores[0][looked_at], full.scores[0][looked_at])
+    assert len(run.manifest["left_out"]) == 3
+    with pytest.raises(XTransplantError, match=r"grid\.budget=0\.01: too little"):
+        run_grid(place, "choice", **{"grid.budget": "0.01"})
+
+
+def test_controls(place: Path) -> None:
+    _, real = run_grid(place, "choice")
+    _, own = run_grid(place, "choice", **{"transplant.control": "self", "grid.pairs": "diagonal"})
+    assert own.logprob is not None and own.vanilla_logprob is not None
+    np.testing.assert_allclose(own.logprob, own.vanilla_logprob[:, None].repeat(4, 1), atol=1e-3)
+    for control in ("random_document", "noise"):
+        _, grid = run_grid(place, "choice", **{"transplant.control": control})
+        assert grid.logprob is not None and real.logprob is not None
+        assert np.abs(grid.logprob - real.logprob).max() > 0.01
+        layers = {"transplant.layers": "[3,0]", "transplant.control": control, "limit": "4"}
+        run = run_evaluate(place, "choice", **layers)
+        for row in samples(run):
+            d = grid.documents.index(f"colour_choice_{{lang}}/{row['key']}")
+            [column] = grid.columns([Cell(Component.ffn, 3, 0)])
+            np.testing.assert_allclose(grid.logprob[d, column], [float(each[0][0]) for each in row["resps"]], atol=1e-3)
+        shutil.rmtree(run.folder)
+
+
+def select(place: Path, folder: Path, strategy: str, **changes: Any) -> Path:
+    given = {"grid": folder, "strategy": strategy, "output_dir": place / "outputs"} | changes
+    config = compose("select", [f"{key}={value}" for key, value in given.items()])
+    assert isinstance(config, SelectConfig)
+    before = set((place / "outputs").glob("select/*/selection.json"))
+    grid_jobs.select(config)
+    [made] = set((place / "outputs").glob("select/*/selection.json")) - before
+    return made
+
+
+@pytest.mark.parametrize("strategy", ["overall", "vote", "mean_logprob", "margin", "router"])
+def test_a_selection_is_applied_to_unseen_documents(place: Path, strategy: str) -> None:
+    run, _ = run_grid(place, "choice", split="sample")
+    _, unseen = run_grid(place, "choice", split="unseen")
+    path = select(place, run.folder, strategy, candidates=5)
+    evaluated = run_evaluate(place, "choice", split="unseen", selection=path)
+    from xtransplant import selection, strategies
+
+    [chosen] = selection.read(str(path))
+    offline = strategies.evaluate_selection(chosen, unseen)
+    online = {f"colour_choice_{{lang}}/{row['key']}": row["acc"] for row in samples(evaluated)}
+    assert [online[name] for name in unseen.documents] == offline.tolist()
+    assert evaluated.manifest["condition"] == strategy
+    for split in ("sample", "all"):
+        with pytest.raises(XTransplantError, match=r"documents were selected on, e\.g\. colour_choice"):
+            run_evaluate(place, "choice", split=split, selection=path)
+
+
+def test_a_selection_for_another_pair_is_refused(place: Path) -> None:
+    run, _ = run_grid(place, "choice", split="sample")
+    path = select(place, run.folder, "source_last")
+    with pytest.raises(XTransplantError, match=r"holds no selection for tiny and sw-en\. It holds: tiny colour en-sw"):
+        run_evaluate(place, "choice", split="unseen", selection=path, language_pair="sw-en")
+
+
+def test_tables_and_pictures(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sample, _ = run_grid(place, "choice", split="sample")
+    unseen, _ = run_grid(place, "choice", split="unseen")
+    control, _ = run_grid(place, "choice", split="unseen", **{"transplant.control": "noise"})
+    output = f"output_dir={place / 'outputs'}"
+    capsys.readouterr()
+    config = compose(
+        "strategies",
+        [f"grid={sample.folder}", f"unseen={unseen.folder}", f"controls=[{control.folder}]", output],
+    )
+    assert isinstance(config, StrategiesConfig)
+    grid_jobs.strategy_tables(config)
+    text = capsys.readouterr().out
+    for name in ("vanilla", "source_last", "target_first", "overall", "router", "upper bound", "noise"):
+        assert name in text
+    config = compose("analyze", [f"grid=[{sample.folder},{unseen.folder}]", output])
+    assert isinstance(config, AnalyzeConfig)
+    grid_jobs.analyze(config)
+    assert "max-T p" in capsys.readouterr().out
+    for name in ("heatmap.svg", "curves.svg", "strategies.svg", "heatmap_logprob.svg"):
+        [made] = (place / "outputs").rglob(name)
+        assert made.read_text(encoding="utf-8").startswith("<?xml")

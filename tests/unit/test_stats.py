@@ -1,0 +1,315 @@
+"""The statistics, against slow versions that one can read, scipy's own, and cases with a known answer."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from xtransplant.stats import (
+    bootstrap_interval,
+    bootstrap_intervals,
+    false_discovery,
+    mcnemar,
+    sign_flip_max_t,
+    sign_test,
+    split_half,
+    winner_curse,
+)
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+# --- intervals
+
+
+def test_bootstrap_agrees_with_scipy_and_with_the_standard_error() -> None:
+    values = generator().random(60)
+    low, high = bootstrap_interval(values)
+    expected = scipy_stats.bootstrap((values,), np.mean, method="percentile", rng=generator(1)).confidence_interval
+    assert low == pytest.approx(expected.low, abs=0.005)
+    assert high == pytest.approx(expected.high, abs=0.005)
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 60**0.5, rel=0.05)
+
+
+def test_bootstrap_resamples_documents_as_a_loop_does() -> None:
+    values = generator().random((5, 2))
+    draws = generator(7).integers(5, size=(30, 5))
+    means = [values[row].mean(axis=0) for row in draws]
+    expected = np.quantile(means, [0.05, 0.95], axis=0).T
+    assert np.allclose(bootstrap_intervals(values, level=0.9, resamples=30, seed=7), expected)
+
+
+def test_bootstrap_covers_the_true_mean() -> None:
+    covered = 0
+    for seed in range(200):
+        low, high = bootstrap_interval(generator(seed).random(50) < 0.3, resamples=400, seed=seed)
+        covered += low <= 0.3 <= high
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_columns_share_the_resamples() -> None:
+    values = generator().random(40)
+    (low, high), (low_shifted, high_shifted) = bootstrap_intervals(np.stack([values, values + 1], axis=1))
+    assert (low_shifted - low, high_shifted - high) == (pytest.approx(1), pytest.approx(1))
+    assert bootstrap_interval(values) == (low, high)
+    assert bootstrap_interval(values, seed=1) != (low, high)
+
+
+def test_more_resamples_than_one_chunk_are_all_used() -> None:
+    low, high = bootstrap_interval(np.full(4, 0.25), resamples=1_201)
+    assert (low, high) == (0.25, 0.25)
+
+
+# --- one cell
+
+
+@pytest.mark.parametrize(("up", "down", "same"), [(0, 0, 5), (1, 0, 0), (9, 2, 10), (3, 3, 1), (2, 14, 40)])
+def test_mcnemar_is_the_binomial_test_of_the_documents_that_changed(up: int, down: int, same: int) -> None:
+    a = np.array([1] * up + [0] * down + [1] * same)
+    b = np.array([0] * up + [1] * down + [1] * same)
+    expected = scipy_stats.binomtest(up, up + down).pvalue if up + down else 1.0
+    assert mcnemar(a, b) == pytest.approx(expected)
+    assert mcnemar(b, a) == pytest.approx(expected)
+
+
+def test_mcnemar_refuses_scores_between() -> None:
+    with pytest.raises(ValueError, match="0 or 1"):
+        mcnemar(np.array([0.5, 1]), np.array([0, 1]))
+
+
+def test_sign_test_is_mcnemar_of_each_cell() -> None:
+    a, b = generator(1).integers(0, 2, (30, 4)), generator(2).integers(0, 2, 30)
+    assert sign_test(a - b[:, None]).tolist() == [mcnemar(column, b) for column in a.T]
+
+
+# --- many cells
+
+
+def t_statistics(differences: np.ndarray) -> np.ndarray:
+    """|t| [C], from the textbook."""
+    found = []
+    for column in differences.T:
+        error = column.std(ddof=1) / len(column) ** 0.5
+        found.append(0.0 if not column.any() else np.inf if error == 0 else abs(column.mean()) / error)
+    return np.array(found)
+
+
+def exact_max_t(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """p-values over all 2^D sign flips, each cell alone and against the largest |t|."""
+    documents, cells = differences.shape
+    observed = t_statistics(differences)
+    alone, adjusted = np.zeros(cells), np.zeros(cells)
+    flips = list(itertools.product([-1, 1], repeat=documents))
+    for signs in flips:
+        flipped = t_statistics(differences * np.array(signs)[:, None])
+        for cell in range(cells):
+            alone[cell] += flipped[cell] >= observed[cell] * (1 - 1e-6)
+            adjusted[cell] += flipped.max() >= observed[cell] * (1 - 1e-6)
+    return alone / len(flips), adjusted / len(flips)
+
+
+@pytest.mark.filterwarnings("ignore:Precision loss")
+@pytest.mark.parametrize("kind", ["accuracy", "real"])
+def test_max_t_against_all_flips(kind: str) -> None:
+    differences = generator(3).normal([0, 0, 0.5, 2], size=(7, 4))
+    if kind == "accuracy":
+        differences = np.clip(np.round(differences), -1, 1)
+    alone, adjusted = exact_max_t(differences)
+    found = sign_flip_max_t(differences, permutations=40_000)
+    assert np.allclose(found.p, alone, atol=0.012)
+    assert np.allclose(found.adjusted, adjusted, atol=0.012)
+    assert (found.adjusted >= found.p).all()
+
+
+def test_max_t_for_given_flips_is_the_loop() -> None:
+    differences = generator(4).integers(-1, 2, (12, 5)).astype(float)
+    observed = t_statistics(differences)
+    signs = generator(9).integers(0, 2, size=(50, 12)) * 2 - 1
+    flipped = np.array([t_statistics(differences * row[:, None]) for row in signs])
+    alone = [(1 + sum(flipped[:, cell] >= observed[cell] * (1 - 1e-6))) / 51 for cell in range(5)]
+    adjusted = [(1 + sum(flipped.max(axis=1) >= observed[cell] * (1 - 1e-6))) / 51 for cell in range(5)]
+    found = sign_flip_max_t(differences, permutations=50, seed=9)
+    assert found.p.tolist() == pytest.approx(alone)
+    assert found.adjusted.tolist() == pytest.approx(adjusted)
+
+
+def test_no_difference_at_all_is_no_evidence() -> None:
+    found = sign_flip_max_t(np.zeros((20, 6)), permutations=100)
+    assert found.p.tolist() == found.adjusted.tolist() == [1.0] * 6
+
+
+def test_cells_without_change_do_not_disturb_the_others() -> None:
+    some = generator(5).integers(-1, 2, (25, 3)).astype(float)
+    alone = sign_flip_max_t(some, permutations=300)
+    beside = sign_flip_max_t(np.hstack([some, np.zeros((25, 4))]), permutations=300)
+    assert beside.adjusted[:3].tolist() == alone.adjusted.tolist()
+    assert beside.adjusted[3:].tolist() == [1.0] * 4
+
+
+def test_a_planted_cell_is_found_and_no_other() -> None:
+    differences = generator(6).choice([-1, 0, 1], size=(50, 200), p=[0.1, 0.8, 0.1]).astype(float)
+    differences[:, 17] = generator(7).choice([0, 1], size=50, p=[0.5, 0.5])
+    adjusted = sign_flip_max_t(differences, permutations=500).adjusted
+    assert np.flatnonzero(adjusted <= 0.05).tolist() == [17]
+
+
+def test_copies_of_a_cell_cost_nothing() -> None:
+    """The cells' correlation is used: a correction that ignored it (Bonferroni) would multiply p by 50."""
+    one = generator(8).normal(0.4, size=(30, 1))
+    alone = sign_flip_max_t(one, permutations=1_000)
+    copies = sign_flip_max_t(np.repeat(one, 50, axis=1), permutations=1_000)
+    assert copies.adjusted.tolist() == pytest.approx([alone.p[0]] * 50)
+
+
+def test_family_wise_error_is_at_the_level_under_null_maps() -> None:
+    """Null maps as they are: cells resemble each other, and most documents do not change."""
+    rejected = 0
+    maps = 300
+    for seed in range(maps):
+        draw = generator(seed)
+        common = draw.normal(size=(40, 1)) + draw.normal(size=(40, 60))
+        differences = np.sign(common) * (np.abs(common) > 1.6)
+        rejected += bool((sign_flip_max_t(differences, permutations=199, seed=seed).adjusted <= 0.05).any())
+    # Binomial(300, 0.05): 3 to 27 with probability 0.998.
+    assert 3 <= rejected <= 27
+
+
+def test_false_discovery_is_the_definition() -> None:
+    p = np.array([0.9, 0.001, 0.04, 0.04, 0.03, 0.2, 1.0])
+    ranked = sorted(p)
+    expected = [min(min(ranked[k] * len(p) / (k + 1), 1) for k in range(len(p)) if ranked[k] >= each) for each in p]
+    assert false_discovery(p).tolist() == pytest.approx(expected)
+    assert np.allclose(false_discovery(p), scipy_stats.false_discovery_control(p))
+
+
+# --- the map as a whole
+
+
+def test_split_half_is_the_loop() -> None:
+    scores = generator(10).integers(0, 2, (11, 8)) + np.linspace(0, 1, 8)
+    found = split_half(scores, splits=30, seed=3)
+    halves = generator(3).permuted(np.tile(np.arange(11) < 5, (30, 1)), axis=1)
+    pearson, spearman = [], []
+    for half in halves:
+        first, second = scores[half].mean(axis=0), scores[~half].mean(axis=0)
+        pearson.append(scipy_stats.pearsonr(first, second).statistic)
+        spearman.append(scipy_stats.spearmanr(first, second).statistic)
+    for name, expected in (("pearson", pearson), ("spearman", spearman)):
+        mean = np.mean(expected)
+        assert found[name]["mean"] == pytest.approx(mean)
+        assert found[name]["corrected"] == pytest.approx(2 * mean / (1 + mean))
+        assert (found[name]["low"], found[name]["high"]) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])))
+        assert found[name]["splits"] == 30
+
+
+def test_split_half_tells_signal_from_noise() -> None:
+    draw = generator(11)
+    noise = draw.random((100, 300)) < 0.5
+    signal = draw.random((100, 300)) < np.linspace(0.2, 0.8, 300)
+    assert abs(split_half(noise)["pearson"]["corrected"]) < 0.15
+    assert split_half(signal)["pearson"]["corrected"] > 0.85
+
+
+def test_spearman_brown_predicts_the_longer_map() -> None:
+    """The correction of halves of 50 is the correlation of two independent maps of 100."""
+    draw = generator(12)
+    truth = draw.normal(0.5, 0.06, 400).clip(0, 1)
+    first, second = (draw.random((100, 400)) < truth for _ in range(2))
+    between = np.corrcoef(first.mean(axis=0), second.mean(axis=0))[0, 1]
+    assert split_half(first)["pearson"]["corrected"] == pytest.approx(between, abs=0.1)
+
+
+def test_split_half_of_a_flat_map_is_undefined() -> None:
+    flat = np.repeat(generator(13).random((9, 1)), 5, axis=1)
+    assert split_half(flat)["pearson"] == {"mean": None, "low": None, "high": None, "corrected": None, "splits": 0}
+    assert split_half(flat)["spearman"]["mean"] is None
+
+
+# --- the winner's curse
+
+
+def slow_winner_curse(scores: np.ndarray, vanilla: np.ndarray, folds: int, repeats: int, seed: int) -> float:
+    draw = generator(seed)
+    gains = []
+    for _ in range(repeats):
+        fold = draw.permutation(len(vanilla)) % folds
+        for left_out in range(folds):
+            train = [document for document in range(len(vanilla)) if fold[document] != left_out]
+            test = [document for document in range(len(vanilla)) if fold[document] == left_out]
+            totals = [sum(scores[document, cell] for document in train) for cell in range(scores.shape[1])]
+            best = totals.index(max(totals))
+            gains += [scores[document, best] - vanilla[document] for document in test]
+    return float(np.mean(gains))
+
+
+def test_winner_curse_is_the_loop() -> None:
+    scores = generator(14).integers(0, 2, (13, 9)).astype(float)
+    vanilla = generator(15).integers(0, 2, 13).astype(float)
+    found = winner_curse(scores, vanilla, folds=4, repeats=6, seed=2)
+    assert found["held_out"] == pytest.approx(slow_winner_curse(scores, vanilla, 4, 6, 2))
+    assert found["in_sample"] == pytest.approx((scores.mean(axis=0) - vanilla.mean()).max())
+    assert found["curse"] == pytest.approx(found["training"] - found["held_out"])
+
+
+def test_among_equal_cells_the_best_looks_good_and_is_not() -> None:
+    found = [
+        winner_curse((generator(seed).random((50, 100)) < 0.5).astype(float), np.full(50, 0.5), repeats=5, seed=seed)
+        for seed in range(60)
+    ]
+    assert min(each["in_sample"] for each in found) > 0.1
+    # The held-out gain is 0 on average, and its interval holds 0 as often as it says (Binomial(60, 0.95)).
+    assert abs(np.mean([each["held_out"] for each in found])) < 0.04
+    assert sum(each["low"] <= 0 <= each["high"] for each in found) >= 52
+
+
+def test_a_cell_that_is_truly_best_is_chosen_always_and_keeps_its_gain() -> None:
+    scores = np.zeros((20, 5))
+    scores[:, 3] = 1
+    found = winner_curse(scores, np.zeros(20))
+    assert (found["in_sample"], found["held_out"], found["curse"]) == (1.0, pytest.approx(1.0), pytest.approx(0.0))
+    assert (found["chosen"], found["agreement"]) == (1, 1.0)
+
+
+def test_ties_are_broken_by_the_order_given() -> None:
+    scores = np.ones((4, 3))
+    scores[0] = [0, 0, 0]
+    gains = [winner_curse(scores - [0, 0, 0.5], np.zeros(4), order=np.array(order)) for order in ([1, 0, 2], [0, 1, 2])]
+    assert gains[0] == gains[1]
+    distinct = np.array([[1.0, 0.0], [0.0, 1.0]])
+    # With two documents each fold holds one: on the other, either cell may be best, by its score and not by the order.
+    assert winner_curse(distinct, np.zeros(2))["held_out"] == 0.0
+    assert winner_curse(np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]), np.zeros(3), order=[1, 0])["chosen"] == 1  # type: ignore[arg-type]
+
+
+# --- all of them
+
+
+def test_what_is_not_a_number_is_refused() -> None:
+    holes = np.array([[0.0, np.nan], [1.0, 1.0]])
+    for function in (bootstrap_intervals, sign_test, sign_flip_max_t, split_half):
+        with pytest.raises(ValueError, match="finite"):
+            function(holes)
+        with pytest.raises(ValueError, match="not empty"):
+            function(np.empty((0, 3)))
+    with pytest.raises(ValueError, match="2 dimensions"):
+        split_half(np.zeros(4))
+    with pytest.raises(ValueError, match="shapes"):
+        winner_curse(np.zeros((4, 2)), np.zeros(3))
+    with pytest.raises(ValueError, match="halves"):
+        split_half(np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="level"):
+        bootstrap_interval(np.zeros(3), level=95)
+
+
+def test_the_seed_decides() -> None:
+    scores = generator(17).random((20, 6))
+    vanilla = generator(18).random(20)
+    for _ in range(2):
+        assert sign_flip_max_t(scores - 0.4, seed=1).p.tolist() == sign_flip_max_t(scores - 0.4, seed=1).p.tolist()
+        assert split_half(scores, seed=1) == split_half(scores, seed=1) != split_half(scores, seed=2)
+        assert winner_curse(scores, vanilla, seed=1) == winner_curse(scores, vanilla, seed=1)
