@@ -39,10 +39,12 @@ test-slow: install  ## the tests marked slow
 
 check: lint test  ## what to run before a push
 
-# The layer pair was chosen on the other half of the documents (split=sample); see README.md.
-demo: install  ## Gemma 3 270M, vanilla against a transplant from English, in seven languages (about 4 minutes)
-	$(BIN)/xtransplant evaluate -m task=cldr_language split=unseen language_pair=en-en,en-de,en-el,en-hi,en-sw,en-tr,en-zh \
-	    'transplant.layers=null,[13,2]' output_dir=outputs/demo
+# Every layer pair on some documents of two languages; the best pair for both; that pair on documents not looked at.
+demo: install  ## Gemma 3 270M: grid over all layer pairs, selection, test on unseen documents (about 4 minutes)
+	$(BIN)/xtransplant grid -m task=cldr_language language_pair=en-de,en-zh limit=14 output_dir=outputs/demo
+	$(BIN)/xtransplant select grid=outputs/demo/grid strategy=overall pooled=true output_dir=outputs/demo
+	$(BIN)/xtransplant evaluate -m task=cldr_language split=unseen language_pair=en-de,en-zh \
+	    'selection=null,outputs/demo/select/*/selection.json' output_dir=outputs/demo
 	@echo
 	$(BIN)/xtransplant summarize 'runs=[outputs/demo]'
 

@@ -171,7 +171,7 @@ def run(config: JobConfig) -> None:
     elif isinstance(config, SelectConfig):
         grid_jobs.select(config)
     elif isinstance(config, StrategiesConfig):
-        grid_jobs.strategy_tables(config)
+        grid_jobs.strategies(config)
     elif isinstance(config, AnalyzeConfig):
         grid_jobs.analyze(config)
     elif isinstance(config, DoctorConfig):

@@ -190,7 +190,7 @@ class EvaluateConfig:
     transplant: TransplantConfig = field(default_factory=TransplantConfig)
     selection: str | None = field(
         default=None,
-        metadata={"help": "selection.json of `xtransplant select`: its layer pair or rule, in place of transplant"},
+        metadata={"help": "selection.json of `xtransplant select`, or a pattern for it: in place of transplant"},
     )
     split: Split = field(
         default=Split.all,
@@ -251,7 +251,7 @@ class SelectConfig:
 
 @dataclass
 class StrategiesConfig:
-    """every strategy, chosen on sample grids and scored on unseen ones, beside upper bounds and chance controls"""
+    """every strategy, chosen on sample grids and scored on unseen ones; no model is loaded"""
 
     grid: Any = field(default=MISSING, metadata=_GRIDS)
     unseen: Any = field(default=MISSING, metadata=_GRIDS)
@@ -264,7 +264,7 @@ class StrategiesConfig:
 
 @dataclass
 class AnalyzeConfig:
-    """the map over layer pairs: tables, tests over all cells, upper bounds, heatmaps and curves"""
+    """the map over layer pairs: tests over all cells, upper bounds, heatmaps and curves"""
 
     grid: Any = field(default=MISSING, metadata=_GRIDS)
     controls: Any = field(
@@ -308,6 +308,13 @@ JOBS: dict[str, type[JobConfig]] = {
     "summarize": SummarizeConfig,
     "doctor": DoctorConfig,
 }
+
+# What `strategies.py`, which cannot be imported without scipy, knows; a test says that they agree.
+STRATEGIES = (
+    *("overall", "source_last", "target_first", "fixed", "cross_validated"),
+    *("margin", "entropy", "vote", "mean_logprob", "band", "router"),
+)
+FIXED = ("understanding", "generation", "culture")
 
 # The parts that model.modules may name: the fields of `engine.Modules`, which cannot be imported without torch.
 MODULES = ("layers", "attn", "ffn", "attn_branch", "ffn_branch")
@@ -582,6 +589,27 @@ def _reader_faults(config: GridReader, unclear: Collection[str]) -> list[str]:
                 faults.append(
                     f"{name}: {shown(pattern)} matches no folder. Give folders of grid runs, e.g. outputs/grid/*."
                 )
+    if isinstance(config, SelectConfig):
+        cell = isinstance(config.fixed, list) and len(config.fixed) == 3 and config.fixed[0] in ("ffn", "attn")
+        number = isinstance(config.candidates, int) and not isinstance(config.candidates, bool)
+        checks = {
+            "strategy": (config.strategy in STRATEGIES, f"one of {', '.join(STRATEGIES)}"),
+            "component": (
+                config.component in (None, *(each.name for each in Component)),
+                "ffn or attn, or null for all",
+            ),
+            "candidates": (
+                config.candidates == "all" or (number and config.candidates >= 1),
+                "1 or more, or all",
+            ),
+            "alpha": (0 < config.alpha < 1, "a level between 0 and 1"),
+            "seed": (config.seed >= 0, "0 or more"),
+            "fixed": (
+                (config.fixed is None and config.strategy != "fixed") or shown(config.fixed) in FIXED or cell,
+                f"{', '.join(FIXED)}, or a cell as [ffn,0,0]; null with another strategy",
+            ),
+        }
+        faults += _wrong_values(config, checks, unclear)
     if config.output_dir.strip():
         faults += _output_faults(config.output_dir)
     return faults

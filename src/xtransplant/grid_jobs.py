@@ -165,11 +165,12 @@ def _grid_summary(made: Grid) -> str:
 
 def select(config: SelectConfig) -> None:
     """Choose on finished grids, and write selection.json."""
-    from xtransplant import selection, strategies
+    from xtransplant import selection
+    from xtransplant import strategies as choosing
 
     grids, folders = _load(listed(config.grid), "grid")
     options = {"component": config.component, "fixed": config.fixed, "candidates": config.candidates}
-    chosen = strategies.select(
+    chosen = choosing.select(
         grids, config.strategy, config.pooled, folders, alpha=config.alpha, seed=config.seed, **options
     )
     content = selection.as_record(chosen)
@@ -197,7 +198,7 @@ def select(config: SelectConfig) -> None:
     print(path)
 
 
-def strategy_tables(config: StrategiesConfig) -> None:
+def strategies(config: StrategiesConfig) -> None:
     """Every strategy on unseen grids, for each model, task and language pair that has a sample grid too."""
     from xtransplant import charts, comparison
 

@@ -68,13 +68,19 @@ class Selection:
 
 
 def read(path: str) -> list[Selection]:
-    """The selections of a selection.json.
+    """The selections of a selection.json, which may be given as a pattern that one file matches.
 
     Raises:
-        XTransplantError: no such file, not one of ours, or of another format.
+        XTransplantError: no such file, several, not one of ours, or of another format.
     """
+    given = Path(path).expanduser()
+    found = [given] if given.exists() else sorted(Path(given.anchor).glob(str(given.relative_to(given.anchor))))
+    if len(found) > 1:
+        raise XTransplantError(
+            f"selection={path}: {len(found)} files match, e.g. {found[0]} and {found[1]}. Give one of them."
+        )
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads((found[0] if found else given).read_text(encoding="utf-8"))
         records = content["selections"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise XTransplantError(

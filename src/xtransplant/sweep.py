@@ -20,6 +20,7 @@ fastest, n nodes of the choices' tree, t own tokens, P tokens of the beginning (
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +48,10 @@ _HEAD_COLUMNS = 8192
 _DEFAULT_MEMORY = 2 * 2**30
 # Rows times tokens that keep a processor busy; more at once gains nothing.
 _ENOUGH_TOKENS = {"cpu": 2048, "cuda": 32768}
+
+
+# Time of a sweep over that of its matrix products alone (benchmarks/README.md).
+_OVERHEAD = 1.3
 
 
 class Scores(NamedTuple):
@@ -812,6 +817,21 @@ def _try(decoder: Decoder, site: Site) -> str | None:
     if not worst <= (1e-3 if decoder.model.dtype.itemsize >= 4 else 0.1):
         return f"rows that join give log-probabilities that differ by {worst:.2g} of their size"
     return None
+
+
+@torch.inference_mode()
+def seconds(decoder: Decoder, flops: float) -> float:
+    """How long so many floating-point operations of a sweep take here, from the measured rate of a matrix product."""
+    weight = decoder.model.get_input_embeddings().weight[:_HEAD_COLUMNS]
+    hidden = torch.ones(_HEAD_ROWS, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        # Read back: a GPU has then finished.
+        functional.linear(hidden, weight)[0, 0].item()
+        times.append(time.perf_counter() - started)
+    rate = 2 * hidden.numel() * len(weight) / min(times)
+    return _OVERHEAD * flops / rate
 
 
 def cost(

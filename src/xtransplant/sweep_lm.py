@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from xtransplant import strategies
+from xtransplant import strategies, sweep
 from xtransplant.captures import Captures
 from xtransplant.engine import Decoder
 from xtransplant.lm import Key, Transplant, TransplantLM
@@ -123,7 +123,7 @@ class SweepLM(TransplantLM):
     def __init__(
         self,
         decoder: Decoder | Callable[[], Decoder],
-        sweep: Sweep,
+        plan: Sweep,
         selection: Selection | None = None,
         shards: Shards | None = None,
         halving: Callable[[int, int], list[tuple[int, int]]] | None = None,
@@ -133,9 +133,9 @@ class SweepLM(TransplantLM):
         captures: Callable[[], Captures] | None = None,
     ) -> None:
         # Which layers says the sweep; those named here are where a prompt's own vector is written back, as a check.
-        some = Transplant(sweep.components[0], sweep.site, ["first", "first"])
+        some = Transplant(plan.components[0], plan.site, ["first", "first"])
         super().__init__(decoder, some, seed=seed, promptless=promptless, captures=captures)
-        self.sweep = sweep
+        self.sweep = plan
         self.selection = selection
         self.shards = Shards(None) if shards is None else shards
         self.halving, self.quality = halving, quality
@@ -221,7 +221,6 @@ class SweepLM(TransplantLM):
     # --- batches ---
 
     def _score(self, requests: list[Instance], chosen: list[int], bar: Any) -> None:
-        from xtransplant import sweep
         from xtransplant.engine import prefill, score
 
         groups = self._choices(requests)
@@ -246,6 +245,11 @@ class SweepLM(TransplantLM):
         self._check_engine(sorted((key[0] for key in keys), key=len, reverse=True))
         continuations = [[choice for _, choice in groups[key]] for key in keys]
         nodes = [sweep.count_nodes(choices) for choices in continuations]
+        self._announce(
+            [sweep.cost(self.decoder, len(key[0]), 0, count, cells) for key, count in zip(keys, nodes, strict=True)],
+            len(cells),
+            5 * sum(map(len, continuations)),
+        )
         for chunk in sweep.batches(self.decoder, [key[0] for key in keys], nodes, len(cells), self.sweep.memory):
             some = [keys[n] for n in chunk]
             asked = [continuations[n] for n in chunk]
@@ -265,12 +269,13 @@ class SweepLM(TransplantLM):
             bar.update(len({key[0] for key in some}))
 
     def _generate(self, requests: list[Instance], chosen: list[int], bar: Any) -> None:
-        from xtransplant import sweep
         from xtransplant.engine import generate, prefill
 
         cells = [self.cells[c] for c in chosen]
         rows = [0, *(1 + c for c in chosen)]
         for work in self._texts(requests):
+            costs = [sweep.cost(self.decoder, len(key[0]), 0, 1, cells, work.limit) for key in work.wanted]
+            self._announce(costs, len(cells), 4 * len(costs))
             for key, group in work.wanted.items():
                 asked = [work.limit, work.until, sorted(work.ends), work.sampling, self.seed if work.sampling else None]
                 question = _question("text", key, asked, cells, self.sweep.site, self.captures.noise_seed)
@@ -307,6 +312,22 @@ class SweepLM(TransplantLM):
                     for row, place in zip(rows, known["text"], strict=True):
                         requests[n].cells[row] = distinct[place]
                 bar.update(1)
+
+    def _announce(self, costs: Sequence[sweep.Cost], cells: int, bytes_a_cell: int) -> None:
+        """The estimate of what is about to be computed: at most so long, so much memory, so many bytes on disk."""
+        if not costs:
+            return
+        flops = sum(cost.flops for cost in costs)
+        log.info(
+            "Estimate: %d prompts in %d cells, %.2g floating-point operations, about %s here; "
+            "%.1f GB beside the model; %.1f MB of responses before compression.",
+            len(costs),
+            cells,
+            flops,
+            _duration(sweep.seconds(self.decoder, flops)),
+            min(max(cost.memory for cost in costs), self.sweep.memory) / 2**30,
+            bytes_a_cell * (1 + cells) / 2**20,
+        )
 
     def _vectors(self, keys: Sequence[Key]) -> dict[Component, Any]:
         return self.captures.vectors([key[1] for key in keys], self.sweep.components, self.sweep.site)
@@ -349,6 +370,12 @@ def _spread(
     for choice, (n, _) in enumerate(group):
         requests[n].cells[0][rows] = found["logprob"][:, choice]
         requests[n].cells[1][rows] = found["greedy"][:, choice]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _for_one(choose: Callable[[list[int], Any], list[int]]) -> Callable[[int, list[int], Any], list[int]]:

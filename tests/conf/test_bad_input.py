@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from xtransplant import cli, jobs, pairing
+from xtransplant import cli, grid_jobs, jobs, pairing
+from xtransplant.config import JOBS
 from xtransplant.types import XTransplantError
 
 Refused = Callable[..., str]
@@ -115,6 +116,33 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     ("evaluate transplant.layers=[1.5,0]", ("1.5", "two layers")),
     ("evaluate transplant=attn transplant.layers=[first]", ("first", "two layers")),
     ("doctor transplant.layers=[0,18]", ("layer 18", "0 to 17")),
+    # grids and what reads them
+    ("grid transplant.component=mlp", ("transplant.component=mlp", "ffn, attn", "[ffn,attn]")),
+    ("grid transplant.component=[ffn,ffn]", ("transplant.component=[ffn,ffn]", "different")),
+    ("grid transplant.layers=[1,2]", ("transplant.layers", "component, site, control")),
+    ("grid transplant.control=zero", ("transplant.control=zero", "random_document", "noise")),
+    ("grid grid.pairs=some", ("grid.pairs='some'", "source_last", "[[17,0],[13,2]]")),
+    ("grid grid.pairs=[1,2]", ("1", "two layers")),
+    ("grid grid.pairs=[[18,0]]", ("layer 18", "0 to 17")),
+    ("grid grid.pairs=[]", ("grid.pairs=[]", "diagonal")),
+    ("grid grid.budget=0", ("grid.budget=0", "up to 1", "null")),
+    ("grid grid.budget=2", ("grid.budget=2", "up to 1")),
+    ("grid grid.memory=0", ("grid.memory=0", "above 0")),
+    ("grid batch_size=4", ("batch_size=4", "limit")),
+    ("select", ("grid is missing", "folder")),
+    ("select grid=nowhere", ("nowhere", "matches no folder", "outputs/grid")),
+    ("select grid=3", ("grid: 3", "outputs/grid")),
+    ("select grid=. strategy=best", ("strategy=best", "overall", "router")),
+    ("select grid=. component=mlp", ("component=mlp", "ffn", "attn")),
+    ("select grid=. candidates=0", ("candidates=0", "all")),
+    ("select grid=. alpha=2", ("alpha=2", "between 0 and 1")),
+    ("select grid=. strategy=fixed", ("fixed=null", "understanding")),
+    ("select grid=. strategy=fixed fixed=best", ("fixed=best", "understanding")),
+    ("strategies grid=.", ("unseen is missing", "folder")),
+    ("strategies grid=. unseen=nowhere controls=[nowhere]", ("2 faults", "unseen: nowhere", "controls: nowhere")),
+    ("analyze grid=[nowhere,.]", ("grid: nowhere", "outputs/grid")),
+    ("evaluate selection=nowhere.json", ("selection=nowhere.json", "xtransplant select")),
+    ("evaluate selection=nowhere.json transplant.layers=[1,0]", ("2 faults", "both say", "nowhere.json")),
     # models
     ("evaluate model=hf", ("model.path is missing", "hub id")),
     ("evaluate model=hf model.path=", ("model.path=", "hub id")),
@@ -147,8 +175,9 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("a_file").write_text("something", encoding="utf-8")
     Path("a_folder").mkdir()
     monkeypatch.delenv("XTRANSPLANT_DATA", raising=False)
-    for name in ("evaluate", "doctor", "summarize"):
-        monkeypatch.setattr(jobs, name, lambda *_: pytest.fail("not refused"))
+    for name in JOBS:
+        module = jobs if hasattr(jobs, name) else grid_jobs
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("not refused"))
     find = _find_tasks_once
     monkeypatch.setattr(pairing, "find_tasks", lambda include_path=(): find(tuple(include_path)))
 

@@ -240,7 +240,7 @@ def test_tables_and_pictures(place: Path, capsys: pytest.CaptureFixture[str]) ->
         [f"grid={sample.folder}", f"unseen={unseen.folder}", f"controls=[{control.folder}]", output],
     )
     assert isinstance(config, StrategiesConfig)
-    grid_jobs.strategy_tables(config)
+    grid_jobs.strategies(config)
     text = capsys.readouterr().out
     for name in ("vanilla", "source_last", "target_first", "overall", "router", "upper bound", "noise"):
         assert name in text

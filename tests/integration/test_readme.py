@@ -71,6 +71,7 @@ def test_the_commands_of_the_readme_run(line: str, folder: Path, monkeypatch: py
         assert done.returncode == 0, done.stderr[-2000:]
         assert "cldr_language_sw" in done.stdout
         return
-    if arguments[0] == "evaluate" and "--cfg" not in arguments:
-        arguments = [*arguments, "limit=2"]
+    if arguments[0] in ("evaluate", "grid") and "--cfg" not in arguments:
+        # Successive halving needs some documents to halve.
+        arguments = [*arguments, "limit=7" if "grid.budget" in line else "limit=2"]
     assert cli.main(arguments) == 0

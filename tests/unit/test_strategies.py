@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.unit.grids import BEST, all_cells, choice_grid, hand_grid, text_grid
+from xtransplant import config, strategies
 from xtransplant.comparison import strategy_table
 from xtransplant.grid import Grid, chance, ranked, union
 from xtransplant.selection import ONE_CELL, STRATEGIES, Selection
@@ -671,3 +672,8 @@ def test_grids_that_cannot_be_compared_are_refused(sample: Grid, unseen: Grid) -
     ):
         with pytest.raises(XTransplantError, match=message):
             strategy_table(sample, unseen, [control])
+
+
+def test_the_config_knows_every_strategy() -> None:
+    assert (*config.STRATEGIES,) == STRATEGIES
+    assert (*config.FIXED,) == (*strategies.FIXED,)
