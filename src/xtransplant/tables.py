@@ -12,7 +12,8 @@ from xtransplant.record import Run
 _LEGEND = """\
 Accuracy (acc) on the pair's target language, the second; in brackets, the difference to the vanilla model.
 ffn I>J: the feed-forward output of layer I, read at the last token of the prompt in the source language, put in
-place of layer J's at the last token of the same prompt in the target language.
+place of layer J's at the last token of the same prompt in the target language. A strategy's name (overall, vote, …):
+what its selection says, see `xtransplant select`.
 trivial: a guess that does not read the question. With 50 documents, differences below about 0.1 can be chance."""
 
 
@@ -56,7 +57,7 @@ def summary_table(runs: Sequence[Run]) -> str:
 
 def _settings(run: Run) -> str:
     """Six hex digits of all that was configured, the transplant apart, and of the documents that were evaluated."""
-    configured = {**run.results["config"]["model_args"], "transplant": None}
+    configured = {**run.results["config"]["model_args"], "transplant": None, "selection": None}
     documents = [facts["keys_sha256"] for _, facts in sorted(run.manifest["tasks"].items())]
     text = json.dumps([configured, documents], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:6]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +255,29 @@ def test_tables_and_pictures(place: Path, capsys: pytest.CaptureFixture[str]) ->
     for name in ("heatmap.svg", "curves.svg", "strategies.svg", "heatmap_logprob.svg"):
         [made] = (place / "outputs").rglob(name)
         assert made.read_text(encoding="utf-8").startswith("<?xml")
+
+
+@pytest.mark.slow
+def test_sigkill_loses_the_batch_in_flight_at_most(tmp_path: Path) -> None:
+    arguments = [
+        *("grid", "task=cldr_language", "language_pair=en-sw", "limit=4", "grid.pairs=source_last"),
+        f"output_dir={tmp_path}",
+    ]
+    command = [sys.executable, "-m", "xtransplant.cli", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("grid/*/responses/[!.]*.npz")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    [folder] = tmp_path.glob("grid/*")
+    kept = len(sweep_lm.Shards(folder / "responses"))
+    assert kept >= 1 and not (folder / "manifest.json").exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{kept} prompts were answered before the interruption" in done.stderr
+    [run] = find_runs([str(tmp_path)], "grid")
+    assert run.manifest["counts"]["prompts"] == 4 - kept
+    assert run.manifest["sources_computed"] == 0
+    grid = Grid.load(run.folder / grid_jobs.GRID)
+    assert len(grid.documents) == 4 and bool(grid.seen.all())
