@@ -61,8 +61,9 @@ def grid(config: GridConfig) -> None:
         keep=None if config.overwrite else _RESPONSES,
     )
     shards = Shards(folder / _RESPONSES)
-    if len(shards):
-        log.info("%d prompts were answered before the interruption.", len(shards))
+    before = len(shards)
+    if before:
+        log.info("%d prompts were answered before the interruption.", before)
     lm = SweepLM(
         lambda: load_decoder(config.model),
         Sweep(
@@ -90,6 +91,8 @@ def grid(config: GridConfig) -> None:
         "components": listed(config.transplant.component),
         "pairs": config.grid.pairs,
         "left_out": lm.left_out,
+        # What an interrupted run had done already is not in its counts.
+        "prompts_answered_before": before,
         "sources_computed": lm.captures.computed,
     }
     made = grading.make_grid(pairs, config.task.tasks, lm.cells, _meta(config, lm, pairs, facts))

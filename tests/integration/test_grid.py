@@ -278,6 +278,7 @@ def test_sigkill_loses_the_batch_in_flight_at_most(tmp_path: Path) -> None:
     assert f"{kept} prompts were answered before the interruption" in done.stderr
     [run] = find_runs([str(tmp_path)], "grid")
     assert run.manifest["counts"]["prompts"] == 4 - kept
+    assert run.manifest["prompts_answered_before"] == kept
     assert run.manifest["sources_computed"] == 0
     grid = Grid.load(run.folder / grid_jobs.GRID)
     assert len(grid.documents) == 4 and bool(grid.seen.all())
