@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -188,20 +190,11 @@ def _grow(
     depth = torch.tensor([tree.depth + [0] * (width - tree.nodes) for tree in trees])
     shared = _Shared(prefix, depth, depth, torch.stack([tree.visible(width) for tree in trees]))
     count = len(documents)
-    joining: list[dict[Component, list[Cell]]] = [{} for _ in range(decoder.num_layers)]
-    for cell in cells:
-        joining[cell.target].setdefault(cell.component, []).append(cell)
-    first_row: dict[tuple[int, Component], int] = {}
-    row = count
-    for layer, groups in enumerate(joining):
-        for component, group in groups.items():
-            first_row[layer, component] = row
-            row += len(group) * count
+    # Runs of one component: rows are in the order of the cells, whatever the components' order within a target.
+    runs = [(key, list(run)) for key, run in groupby(cells, key=lambda cell: (cell.target, cell.component))]
+    joining = Counter(cell.target for cell in cells)
     if store is not None:
-        store.rows_below = [
-            sum(len(group) for groups in joining[:layer] for group in groups.values())
-            for layer in range(decoder.num_layers)
-        ]
+        store.rows_below = [sum(joining[below] for below in range(layer)) for layer in range(decoder.num_layers)]
     written = 0
 
     def write(start: int, group: list[Cell], component: Component) -> Callable[..., None]:
@@ -217,13 +210,14 @@ def _grow(
         return hook
 
     def more(layer: int, hidden: Tensor) -> Tensor | None:
-        copies = sum(map(len, joining[layer].values()))
-        return hidden[:count].repeat(copies, 1, 1) if copies else None
+        return hidden[:count].repeat(joining[layer], 1, 1) if joining[layer] else None
 
     with ExitStack() as stack:
-        for (layer, component), start in first_row.items():
+        row = count
+        for (layer, component), run in runs:
             module = decoder.module_at(layer, component, site)
-            stack.enter_context(module.register_forward_hook(write(start, joining[layer][component], component)))
+            stack.enter_context(module.register_forward_hook(write(row, run, component)))
+            row += len(run) * count
         hidden = _forward(decoder, shared, ids, prefix.lengths[:, None] + depth, more, store)
     if written != len(cells) * count:
         raise XTransplantError(f"{written} transplants were made for {len(cells)} cells of {count} prompts.")

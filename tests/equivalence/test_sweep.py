@@ -94,6 +94,24 @@ def test_texts_equal_one_generation_a_cell(case: str) -> None:
     assert hook_count(decoder.model) == 0
 
 
+@pytest.mark.parametrize("case", ["llama", "bloom"])
+def test_any_order_of_cells_gives_the_same(case: str) -> None:
+    """A rule names its cells by their scores: components take turns within a target layer."""
+    decoder = decoder_of(case)
+    components = [Component.ffn, Component.attn]
+    vectors = engine.capture(decoder, SOURCES, components)
+    cells = cells_of(components)
+    mixed = [int(n) for n in torch.randperm(len(cells), generator=torch.Generator().manual_seed(5))]
+    ordered = sweep.score_cells(decoder, TARGETS, vectors, cells, CHOICES)
+    shuffled = sweep.score_cells(decoder, TARGETS, vectors, [cells[n] for n in mixed], CHOICES)
+    for one, other in zip(ordered, shuffled, strict=True):
+        np.testing.assert_allclose(other.logprob[1:], one.logprob[1:][mixed], atol=1e-4, rtol=0)
+    texts = sweep.generate_cells(decoder, TARGETS, vectors, cells, 6, lambda tokens: False)
+    again = sweep.generate_cells(decoder, TARGETS, vectors, [cells[n] for n in mixed], 6, lambda tokens: False)
+    for one, other in zip(texts, again, strict=True):
+        assert other[1:] == [one[1 + n] for n in mixed]
+
+
 @pytest.mark.parametrize("case", ["llama", "gemma3_text", "bloom"])
 def test_little_memory_gives_the_same(case: str) -> None:
     decoder = decoder_of(case)
