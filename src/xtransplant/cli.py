@@ -17,6 +17,12 @@ from importlib.resources import files
 from typing import Any
 
 from xtransplant import __version__
+from xtransplant.checks import (
+    did_you_mean,
+    keys,
+    refusal,
+    shown,
+)
 from xtransplant.config import (
     JOBS,
     AnalyzeConfig,
@@ -26,10 +32,6 @@ from xtransplant.config import (
     JobConfig,
     SelectConfig,
     StrategiesConfig,
-    did_you_mean,
-    keys,
-    refusal,
-    shown,
 )
 from xtransplant.types import XTransplantError
 

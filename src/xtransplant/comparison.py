@@ -12,9 +12,8 @@ import numpy as np
 
 from xtransplant import stats
 from xtransplant.grid import SAME_CELLS, Grid, as_list, chance, name_of, ranked, union, unlike
-from xtransplant.selection import STRATEGIES
-from xtransplant.strategies import FIXED, evaluate_selection, select
-from xtransplant.types import XTransplantError
+from xtransplant.strategies import evaluate_selection, select
+from xtransplant.types import FIXED, STRATEGIES, XTransplantError
 
 
 def strategy_table(

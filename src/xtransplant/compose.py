@@ -31,21 +31,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from xtransplant import models, pairing, selection
-from xtransplant.config import (
-    JOBS,
-    EvaluateConfig,
-    JobConfig,
-    ModelJob,
-    TaskJob,
+from xtransplant.checks import (
     did_you_mean,
     faults_of,
     keys,
     refusal,
-    short_name,
     shown,
     template_faults,
     validate,
 )
+from xtransplant.config import JOBS, EvaluateConfig, JobConfig, ModelJob, TaskJob, short_name
 from xtransplant.types import XTransplantError
 
 # Said after the choices when one is unknown.

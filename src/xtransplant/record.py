@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from xtransplant.config import folders
+from xtransplant.checks import folders
 from xtransplant.types import XTransplantError
 
 MANIFEST = "manifest.json"

@@ -9,13 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from xtransplant.grid import as_list
-from xtransplant.types import Cell, Component, XTransplantError
+from xtransplant.types import STRATEGIES, Cell, Component, XTransplantError
 
 FORMAT = 1
-ONE_CELL = ("overall", "source_last", "target_first", "fixed", "cross_validated")
-# Those that combine rows; all but `vote` need the log-probabilities of choices.
-PER_DOCUMENT = ("margin", "entropy", "vote", "mean_logprob", "band", "router")
-STRATEGIES = (*ONE_CELL, *PER_DOCUMENT)
 
 
 @dataclass(frozen=True)

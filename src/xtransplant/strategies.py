@@ -29,16 +29,10 @@ from scipy.special import entr
 from scipy.stats import binom
 
 from xtransplant.grid import SAME_CELLS, Grid, as_list, name_of, pool, ranked, show
-from xtransplant.selection import ONE_CELL, STRATEGIES, Selection
-from xtransplant.types import Cell, Component, LayerPair, XTransplantError
+from xtransplant.selection import Selection
+from xtransplant.types import FIXED, ONE_CELL, STRATEGIES, Cell, Component, LayerPair, XTransplantError
 
 FOR_GENERATION = (*ONE_CELL, "vote")
-# The paper's settings by kind of task (METHOD section 3, "coarse fixed settings").
-FIXED: dict[str, tuple[str, str, str]] = {
-    "understanding": ("attn", "last", "first"),
-    "generation": ("ffn", "first", "first"),
-    "culture": ("ffn", "first", "first"),
-}
 # Relative depth layer / N, from (inclusive) and to (exclusive): the regions of `band`, for source and target alike.
 _DEPTHS = ((0.0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.0), (0.0, 1.0))
 _FEATURES = (
@@ -53,7 +47,7 @@ class Options:
 
     Attributes:
         component: choose among its cells only; a name is taken as well.
-        fixed: for `fixed`: a name of `FIXED`, or [component, source, target] with layers as in `LayerPair.parse`.
+        fixed: for `fixed`: a name of `types.FIXED`, or [component, source, target] with layers as in `LayerPair.parse`.
         candidates: for the strategies that decide per document: this many of the best cells on the sample, or "all".
         alpha: for `cross_validated`: one-sided level.
         folds: for `cross_validated` and `router`; at most the number of different keys.

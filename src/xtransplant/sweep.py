@@ -2,10 +2,8 @@
 
 Only the last prompt token changes, and only from the target layer up. So the prompt's beginning is run once; its last
 token and the tree of choice tokens behind it are then run as one row, in the model's own forward, and the batch grows
-inside: at layer *j* a copy of the untouched row joins for each cell with that target, with the cell's vector written
-at the last prompt token. Every row attends to the one shared KV cache of the beginning, which is never copied, and to
-its own few tokens; the two parts of the softmax are merged by their log-sum-exp. The output head is run on the needed
-positions in blocks of rows and of the vocabulary, so that no [rows, V] tensor exists.
+inside (`shared_prefix.py`): at layer *j* a copy of the untouched row joins for each cell with that target, with the
+cell's vector written at the last prompt token. The output head is run on the needed positions only (`output_head.py`).
 
 While generating, a token's states at layers up to *j* do not see a transplant at *j*: cells whose texts agree so far
 are one row up to their target layers (one row a distinct text), and are apart above it.
@@ -14,7 +12,7 @@ Architectures whose attention cannot be replaced (see `why_slow`) take the slowe
 for each cell through all layers (`engine.branches`).
 
 Shapes: D documents, C cells, R rows = (1 + C)·D with the untouched row of each document first and the document
-fastest, n nodes of the choices' tree, t own tokens, P tokens of the beginning (left-padded), N layers, H hidden size.
+fastest, n nodes of the choices' tree, N layers, H hidden size.
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -34,19 +32,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface, DynamicCache
-from transformers.cache_utils import Cache, DynamicLayer
 
-from xtransplant import engine
+from xtransplant import engine, output_head
 from xtransplant.engine import Decoder, Writes
+from xtransplant.shared_prefix import Layout, OwnCache, SharedPrefix, Unsupported, forward, share
 from xtransplant.types import Cell, Component, Site, XTransplantError
 
 log = logging.getLogger(__name__)
 
-_ATTENTION = "xtransplant_shared"
-# Output head: rows and columns of the vocabulary at a time. A block of logits stays in a CPU's cache.
-_HEAD_ROWS = 256
-_HEAD_COLUMNS = 8192
 _DEFAULT_MEMORY = 2 * 2**30
 # Rows times tokens that keep a processor busy; more at once gains nothing.
 _ENOUGH_TOKENS = {"cpu": 2048, "cuda": 32768}
@@ -103,7 +96,7 @@ def score_cells(
                 found[d] = _score_slowly(decoder, prompts[d], vectors, d, cells, continuations[d], site, memory)
             continue
         nodes = max(trees[d].nodes for d in chunk)
-        prefix = _prefix(decoder, [prompts[d] for d in chunk])
+        prefix = share(decoder, [prompts[d] for d in chunk])
         parts: dict[int, list[Scores]] = {d: [] for d in chunk}
         rows_at_once = max(1, memory // (len(chunk) * _row_bytes(decoder, nodes)) - 1)
         order = sorted(range(len(cells)), key=lambda c: cells[c].target)
@@ -171,13 +164,13 @@ class _Tree:
 
 def _grow(
     decoder: Decoder,
-    prefix: _Prefix,
+    prefix: SharedPrefix,
     trees: Sequence[_Tree],
     documents: Sequence[int],
     vectors: Mapping[Component, Tensor],
     cells: Sequence[Cell],
     site: Site,
-    store: _Store | None = None,
+    store: OwnCache | None = None,
 ) -> Tensor:
     """Final hidden states [1 + C, D, n, H] of the untouched rows and of the cells, given in the order of targets."""
     width = max(tree.nodes for tree in trees)
@@ -188,7 +181,7 @@ def _grow(
         ]
     )
     depth = torch.tensor([tree.depth + [0] * (width - tree.nodes) for tree in trees])
-    shared = _Shared(prefix, depth, depth, torch.stack([tree.visible(width) for tree in trees]))
+    layout = Layout(prefix, depth, depth, torch.stack([tree.visible(width) for tree in trees]))
     count = len(documents)
     # Runs of one component: rows are in the order of the cells, whatever the components' order within a target.
     runs = [(key, list(run)) for key, run in groupby(cells, key=lambda cell: (cell.target, cell.component))]
@@ -218,7 +211,7 @@ def _grow(
             module = decoder.module_at(layer, component, site)
             stack.enter_context(module.register_forward_hook(write(row, run, component)))
             row += len(run) * count
-        hidden = _forward(decoder, shared, ids, prefix.lengths[:, None] + depth, more, store)
+        hidden = forward(decoder, layout, ids, prefix.lengths[:, None] + depth, more, store)
     if written != len(cells) * count:
         raise XTransplantError(f"{written} transplants were made for {len(cells)} cells of {count} prompts.")
     return hidden.view(1 + len(cells), count, width, -1)
@@ -230,7 +223,7 @@ def _score_tree(decoder: Decoder, hidden: Tensor, tree: _Tree) -> Scores:
     place = {token: n for n, token in enumerate(tokens)}
     rows = len(hidden)
     flat = hidden[:, : tree.nodes].reshape(rows * tree.nodes, -1)
-    largest, normaliser, asked = _head(decoder, flat, tokens)
+    largest, normaliser, asked = output_head.read(decoder, flat, tokens)
     largest, normaliser = largest.view(rows, -1), normaliser.view(rows, -1)
     asked = asked.view(rows, tree.nodes, -1)
     logprobs, greedy = [], []
@@ -320,7 +313,7 @@ def generate_cells(
                 _generate_slowly(decoder, prompt, vectors, d, cells, max_new_tokens, ended, site, memory, choose)
             )
             continue
-        prefix = _prefix(decoder, [prompt])
+        prefix = share(decoder, [prompt])
         per_row = _row_bytes(decoder, 1) + 2 * _cache_bytes(decoder) * (max_new_tokens + 1)
         at_once = max(1, memory // per_row)
         order = sorted(range(len(cells)), key=lambda c: cells[c].target)
@@ -335,30 +328,9 @@ def generate_cells(
     return found
 
 
-@dataclass
-class _Store:
-    """Own keys and values of every layer while generating: [rows, heads, t, head size], a pair for each layer.
-
-    Rows at layer l: one for each distinct text, then the cells with a target below l.
-    """
-
-    rows_below: list[int] = field(default_factory=list)  # for each layer, cells with a target below it
-    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-    def select(self, texts: Tensor, cells: Tensor) -> None:
-        """Keep the given texts (a text that branches is there twice) and cells, both as rows of their own kind."""
-        some = next(iter(self.layers))
-        old = len(self.layers[some][0]) - self.rows_below[some]  # texts so far
-        for layer, (keys, values) in self.layers.items():
-            kept = cells[cells < self.rows_below[layer]]
-            rows = torch.cat([texts, old + kept]).to(keys.device)
-            self.layers[layer] = keys[rows], values[rows]
-            self.rows_below[layer] = len(kept)
-
-
 def _generate_fast(
     decoder: Decoder,
-    prefix: _Prefix,
+    prefix: SharedPrefix,
     document: int,
     vectors: Mapping[Component, Tensor],
     cells: Sequence[Cell],
@@ -368,9 +340,9 @@ def _generate_fast(
 ) -> list[list[int]]:
     """Texts of the untouched prompt and of the cells, which are in the order of their targets."""
     top = decoder.num_layers - 1
-    store = _Store()
+    store = OwnCache()
     hidden = _grow(decoder, prefix, [_Tree.of([[0]])], [document], vectors, cells, site, store)
-    tokens = _greedy(decoder, hidden[:, 0, 0])
+    tokens = output_head.greedy(decoder, hidden[:, 0, 0])
     generated = [[token] for token in tokens]
     # Row 0 is the untouched prompt; a transplant at the top layer leaves no trace in the cache, so both only ever
     # need the row of their text.
@@ -396,14 +368,14 @@ def _generate_fast(
             return hidden[joining[layer]] if joining[layer] else None
 
         own = torch.arange(step + 1)[None]
-        shared = _Shared(prefix, own[:, -1:], own, torch.ones(1, 1, step + 1, dtype=torch.bool))
+        layout = Layout(prefix, own[:, -1:], own, torch.ones(1, 1, step + 1, dtype=torch.bool))
         ids = torch.tensor([[text[-1]] for text in texts])
-        states = _forward(decoder, shared, ids, prefix.lengths[:, None] + step, more, store)
+        states = forward(decoder, layout, ids, prefix.lengths[:, None] + step, more, store)
         # Rows of the answers: a cell's own, or that of its text.
         needed = {row: len(texts) + n for n, row in enumerate(apart)}
         needed |= {row: place[tuple(generated[row])] for row in alive if stays[row]}
         rows = sorted(set(needed.values()))
-        following = dict(zip(rows, _greedy(decoder, states[rows, 0]), strict=True))
+        following = dict(zip(rows, output_head.greedy(decoder, states[rows, 0]), strict=True))
         for row in alive:
             generated[row].append(following[needed[row]])
         memo = {text: ended(list(text)) for text in {tuple(generated[row]) for row in alive}}
@@ -442,326 +414,6 @@ def _generate_slowly(
     return texts
 
 
-# --- The model's own forward, with rows that join --------------------------------------------------------------------
-
-
-@dataclass
-class _Prefix:
-    """The beginnings of D prompts: all but their last token."""
-
-    layers: list[tuple[Tensor, Tensor]]  # keys, values [D, heads, P, head size]
-    mask: Tensor  # [D, P] bool
-    lengths: Tensor  # [D]: tokens of the beginning, hence the position of the prompt's last token
-    last: list[int]  # its token id
-
-
-def _prefix(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> _Prefix:
-    cache = DynamicCache()
-    _, mask = decoder.forward([prompt[:-1] for prompt in prompts], cache)
-    layers: list[tuple[Tensor, Tensor]] = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore
-    return _Prefix(layers, mask.bool(), mask.sum(1).cpu(), [prompt[-1] for prompt in prompts])
-
-
-class _NotShared(Exception):
-    """The model's attention has a part that the shared attention does not know."""
-
-
-class _Shared:
-    """What the attention function needs beside its arguments, during one forward."""
-
-    def __init__(self, prefix: _Prefix, depth: Tensor, own_depth: Tensor, own_visible: Tensor) -> None:
-        """depth [D, n] of the queries behind the beginning; own_depth [D, t], own_visible [D, n, t] of own tokens."""
-        self.prefix, self.depth, self.own_depth, self.own_visible = prefix, depth, own_depth, own_visible
-        self.calls = 0
-        self._masks: dict[Any, Any] = {}
-
-    def prefix_visible(self, window: int | None, device: torch.device) -> tuple[int, Tensor | None]:
-        """The first column that any query sees, and, from there on, [D, n, P] where not all see all."""
-        key = ("prefix", window, device)
-        if key not in self._masks:
-            mask = self.prefix.mask.cpu()
-            columns = mask.shape[1]
-            visible = mask[:, None, :].expand(-1, self.depth.shape[1], -1)
-            if window is not None:
-                distance = columns + self.depth[:, :, None] - torch.arange(columns)
-                visible = visible & (distance < window)
-            used = visible.any(0).any(0)
-            first = int(used.to(torch.int8).argmax()) if bool(used.any()) else columns
-            visible = visible[:, :, first:]
-            self._masks[key] = first, None if bool(visible.all()) else visible.to(device)
-        found: tuple[int, Tensor | None] = self._masks[key]
-        return found
-
-    def own_bias(self, window: int | None, device: torch.device) -> Tensor | None:
-        """[D, n, t]: 0 where a query sees an own token, else -inf; None if all see all."""
-        key = ("own", window, device)
-        if key not in self._masks:
-            visible = self.own_visible
-            if window is not None:
-                visible = visible & (self.depth[:, :, None] - self.own_depth[:, None, :] < window)
-            bias = torch.zeros(visible.shape).masked_fill(~visible, float("-inf"))
-            self._masks[key] = None if bool(visible.all()) else bias.to(device)
-        found: Tensor | None = self._masks[key]
-        return found
-
-
-_active: _Shared | None = None
-
-
-def _shared_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention of rows to the shared beginning and to their own tokens.
-
-    Args:
-        query: [R, heads, n, head size]; key, value: own tokens only, [R, key heads, t, head size].
-
-    Returns:
-        [R, n, heads, head size].
-    """
-    shared, layer = _active, getattr(module, "layer_idx", None)
-    unknown = [name for name in ("s_aux", "position_bias", "head_mask") if kwargs.get(name) is not None]
-    if shared is None or layer is None or attention_mask is not None or unknown:
-        raise _NotShared(f"{type(module).__name__}: {', '.join(unknown) or 'mask or layer index'}")
-    shared.calls += 1
-    keys, values = shared.prefix.layers[layer]
-    rows, heads, n, size = query.shape
-    documents, key_heads = keys.shape[:2]
-    groups, copies = heads // key_heads, rows // documents
-    scale = size**-0.5 if scaling is None else scaling
-    split = query.reshape(copies, documents, key_heads, groups, n, size)
-
-    # The shared part: the queries of all of a document's rows in one call.
-    first, visible = shared.prefix_visible(sliding_window, query.device)
-    folded = split.permute(1, 2, 0, 3, 4, 5).reshape(documents, key_heads, copies * groups * n, size)
-    if visible is not None:
-        visible = visible[:, None, None, None].expand(-1, 1, copies, groups, -1, -1).flatten(2, 4)
-    shared_out, shared_lse = _attend(folded, keys[:, :, first:], values[:, :, first:], visible, scale, softcap)
-    shared_out = shared_out.view(documents, key_heads, copies, groups, n, -1).permute(2, 0, 1, 3, 4, 5)
-    shared_lse = shared_lse.view(documents, key_heads, copies, groups, n).permute(2, 0, 1, 3, 4)
-
-    # The row's own tokens.
-    logits = torch.matmul(split.reshape(rows, key_heads, groups * n, size), key.transpose(-1, -2)).float() * scale
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    logits = logits.view(copies, documents, key_heads, groups, n, -1)
-    bias = shared.own_bias(sliding_window, query.device)
-    if bias is not None:
-        logits = logits + bias[:, None, None]
-
-    largest = torch.maximum(logits.amax(-1), shared_lse)
-    own = torch.exp(logits - largest[..., None])
-    weight = torch.exp(shared_lse - largest)
-    total = own.sum(-1) + weight
-    own_out = torch.matmul(own.view(rows, key_heads, groups * n, -1).to(value), value)
-    own_out = own_out.view(copies, documents, key_heads, groups, n, -1)
-    out = (own_out + weight[..., None] * shared_out) / total[..., None]
-    # [copies, D, key heads, groups, n, size] -> [R, n, heads, size]
-    return out.permute(0, 1, 4, 2, 3, 5).reshape(rows, n, heads, -1).to(query.dtype), None
-
-
-def _attend(
-    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, scale: float, softcap: float | None
-) -> tuple[Tensor, Tensor]:
-    """Attention [D, heads, L, size] and the log-sum-exp of its logits [D, heads, L] (-inf where nothing is seen)."""
-    if keys.shape[2] == 0:
-        return query.new_zeros(*query.shape[:3], values.shape[-1]), query.new_full(query.shape[:3], float("-inf"))
-    if query.device.type == "cpu" and softcap is None and query.shape[-1] == values.shape[-1]:
-        bias = None if visible is None else torch.zeros(visible.shape).masked_fill_(~visible, float("-inf")).to(query)
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, keys, values, 0.0, False, attn_mask=bias, scale=scale
-        )
-    else:
-        logits = torch.matmul(query, keys.transpose(-1, -2)).float() * scale
-        if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
-        if visible is not None:
-            logits = logits.masked_fill(~visible, float("-inf"))
-        largest = logits.amax(-1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
-        weights = torch.exp(logits - largest)
-        total = weights.sum(-1, keepdim=True)
-        out = torch.matmul((weights / total.clamp(min=1e-30)).to(values), values)
-        lse = (largest + torch.log(total)).squeeze(-1)
-    if visible is not None:
-        # The kernel gives 0 there.
-        lse = lse.masked_fill(~visible.any(-1), float("-inf"))
-    return out, lse
-
-
-class _OwnTokens(DynamicLayer):
-    """A cache layer that hands back a row's own tokens only."""
-
-    def __init__(self, layer: int, store: _Store | None, seen: int) -> None:
-        super().__init__()
-        self.layer, self.store, self.seen = layer, store, seen
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.store is None:
-            return key_states, value_states
-        before = self.store.layers.get(self.layer)
-        if before is None:
-            # Rows that join at this layer have the untouched row's keys and values here.
-            kept = slice(0, 1 + self.store.rows_below[self.layer])
-            self.store.layers[self.layer] = key_states[kept], value_states[kept]
-            return key_states, value_states
-        keys = torch.cat([before[0], key_states], dim=2)
-        values = torch.cat([before[1], value_states], dim=2)
-        self.store.layers[self.layer] = keys, values
-        return keys, values
-
-    def get_seq_length(self) -> int:
-        return self.seen
-
-
-def _forward(
-    decoder: Decoder,
-    shared: _Shared,
-    ids: Tensor,
-    positions: Tensor,
-    more: Callable[[int, Tensor], Tensor | None],
-    store: _Store | None,
-) -> Tensor:
-    """The base model on token ids [rows, n], where `more(layer, hidden)` says which rows join before a layer.
-
-    Returns:
-        final hidden states [all rows, n, H].
-    """
-    base = len(positions)
-    seen = int(positions.min())
-
-    def join(layer: int) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            named = not args
-            hidden: Tensor = kwargs["hidden_states"] if named else args[0]
-            joining = more(layer, hidden)
-            if joining is not None:
-                hidden = torch.cat([hidden, joining.to(hidden)])
-            if base > 1:  # a single document's positions are broadcast
-                kwargs = {name: _repeated(value, base, len(hidden)) for name, value in kwargs.items()}
-                args = tuple(_repeated(value, base, len(hidden)) for value in args)
-            if named:
-                return args, {**kwargs, "hidden_states": hidden}
-            return (hidden, *args[1:]), kwargs
-
-        return hook
-
-    with ExitStack() as stack:
-        for layer, module in enumerate(decoder.layers):
-            stack.enter_context(module.register_forward_pre_hook(join(layer), with_kwargs=True))
-        stack.enter_context(_attention_of(decoder, shared))
-        device = decoder.device
-        output = decoder.model.base_model(
-            input_ids=ids.to(device),
-            position_ids=positions.to(device),
-            past_key_values=Cache(layers=[_OwnTokens(n, store, seen) for n in range(decoder.num_layers)]),
-            use_cache=True,
-        )
-    if shared.calls != decoder.num_layers:
-        raise _NotShared(f"{shared.calls} of {decoder.num_layers} layers call the attention function")
-    hidden: Tensor = output.last_hidden_state
-    return hidden
-
-
-def _repeated(value: Any, base: int, rows: int) -> Any:
-    """What belongs to the D untouched rows, for all rows: the document is the fastest index."""
-    if isinstance(value, tuple):
-        return tuple(_repeated(each, base, rows) for each in value)
-    if isinstance(value, Tensor) and value.dim() > 1 and len(value) == base:
-        return value.repeat(rows // base, *[1] * (value.dim() - 1))
-    return value
-
-
-@contextmanager
-def _attention_of(decoder: Decoder, shared: _Shared) -> Iterator[None]:
-    """While open, the model's attention is the shared one."""
-    global _active
-    config = decoder.model.config.get_text_config(decoder=True)
-    before = config._attn_implementation
-    AttentionInterface.register(_ATTENTION, _shared_attention)
-    _active = shared
-    # Set without the checks of the public setter: they ask what the model supports of the known implementations.
-    config._attn_implementation_internal = _ATTENTION
-    try:
-        yield
-    finally:
-        config._attn_implementation_internal = before
-        _active = None
-
-
-# --- The output head -------------------------------------------------------------------------------------------------
-
-
-def _head(decoder: Decoder, hidden: Tensor, tokens: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """For final hidden states [S, H]: the largest logit [S], the log-sum-exp [S], the tokens' logits [S, len(tokens)].
-
-    The vocabulary is taken in blocks, with running sums. `torch.logsumexp` is many times slower on a CPU than these
-    exponentials.
-    """
-    head, finish = _plain_head(decoder)
-    asked = torch.empty(len(hidden), len(tokens), device=hidden.device)
-    largest = torch.full((len(hidden),), float("-inf"), device=hidden.device)
-    total = torch.zeros(len(hidden), device=hidden.device)
-    rows_at_once = _HEAD_ROWS if hidden.device.type == "cpu" else 8192
-    for low in range(0, len(head.weight), _HEAD_COLUMNS):
-        weight = head.weight[low : low + _HEAD_COLUMNS]
-        bias = None if head.bias is None else head.bias[low : low + _HEAD_COLUMNS]
-        here = [n for n, token in enumerate(tokens) if low <= token < low + len(weight)]
-        columns = torch.tensor([tokens[n] - low for n in here], dtype=torch.long, device=hidden.device)
-        for start in range(0, len(hidden), rows_at_once):
-            rows = slice(start, start + rows_at_once)
-            logits = finish(functional.linear(hidden[rows], weight, bias)).float()
-            if here:
-                asked[rows, here] = logits[:, columns]
-            new = torch.maximum(largest[rows], logits.amax(-1))
-            sums = logits.sub_(new[:, None]).exp_().sum(-1)
-            total[rows] = total[rows] * torch.exp(largest[rows] - new) + sums
-            largest[rows] = new
-    return largest, largest + torch.log(total), asked
-
-
-def _greedy(decoder: Decoder, hidden: Tensor) -> list[int]:
-    """The token of the largest logit for each of the final hidden states [S, H]."""
-    head, finish = _plain_head(decoder)
-    largest = torch.full((len(hidden),), float("-inf"), device=hidden.device)
-    best = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
-    rows_at_once = _HEAD_ROWS if hidden.device.type == "cpu" else 8192
-    for low in range(0, len(head.weight), _HEAD_COLUMNS):
-        weight = head.weight[low : low + _HEAD_COLUMNS]
-        bias = None if head.bias is None else head.bias[low : low + _HEAD_COLUMNS]
-        for start in range(0, len(hidden), rows_at_once):
-            rows = slice(start, start + rows_at_once)
-            values, places = finish(functional.linear(hidden[rows], weight, bias)).float().max(-1)
-            better = values > largest[rows]  # of equal logits the first, as argmax
-            largest[rows] = torch.where(better, values, largest[rows])
-            best[rows] = torch.where(better, places + low, best[rows])
-    return best.tolist()
-
-
-def _plain_head(decoder: Decoder) -> tuple[nn.Linear, Callable[[Tensor], Tensor]]:
-    """The output head, and what the model does to its logits: a scale, a soft cap."""
-    config = decoder.model.config.get_text_config(decoder=True)
-    head = decoder.model.get_output_embeddings()
-    assert isinstance(head, nn.Linear)
-    scale = getattr(config, "logit_scale", None)
-    cap = getattr(config, "final_logit_softcapping", None)
-
-    def finish(logits: Tensor) -> Tensor:
-        if scale is not None:
-            logits = logits * scale
-        return logits if cap is None else torch.tanh(logits / cap) * cap
-
-    return head, finish
-
-
 # --- Which way, and what it costs ------------------------------------------------------------------------------------
 
 _slow: WeakKeyDictionary[nn.Module, dict[Site, str | None]] = WeakKeyDictionary()
@@ -795,7 +447,7 @@ def _try(decoder: Decoder, site: Site) -> str | None:
     choices = [[[7, 8], [7, 9], [4]], [[6]]]
     vectors = engine.capture(decoder, prompts[::-1], components, site)
     try:
-        prefix = _prefix(decoder, prompts)
+        prefix = share(decoder, prompts)
         trees = [_Tree.of(each) for each in choices]
         ordered = sorted(cells, key=lambda cell: cell.target)
         hidden = _grow(decoder, prefix, trees, [0, 1], vectors, ordered, site)
@@ -806,7 +458,7 @@ def _try(decoder: Decoder, site: Site) -> str | None:
             # Relative: these prompts are no text, and a log-probability of -50 has rounding errors of its own size.
             difference = np.abs(fast.logprob - exact.logprob) / (1 + np.abs(exact.logprob))
             worst = max(worst, float(difference.max()))
-    except (_NotShared, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+    except (Unsupported, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         return f"its attention cannot be replaced ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
     if not worst <= (1e-3 if decoder.model.dtype.itemsize >= 4 else 0.1):
         return f"rows that join give log-probabilities that differ by {worst:.2g} of their size"
@@ -816,8 +468,8 @@ def _try(decoder: Decoder, site: Site) -> str | None:
 @torch.inference_mode()
 def seconds(decoder: Decoder, flops: float) -> float:
     """How long so many floating-point operations of a sweep take here, from the measured rate of a matrix product."""
-    weight = decoder.model.get_input_embeddings().weight[:_HEAD_COLUMNS]
-    hidden = torch.ones(_HEAD_ROWS, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    weight = decoder.model.get_input_embeddings().weight[: output_head.COLUMNS]
+    hidden = torch.ones(output_head.ROWS, weight.shape[1], dtype=weight.dtype, device=weight.device)
     times = []
     for _ in range(4):
         started = time.perf_counter()

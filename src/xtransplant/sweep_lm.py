@@ -17,6 +17,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,29 +187,30 @@ class SweepLM(TransplantLM):
         self.captures.prepare(
             [key[1] for key in self._keys(requests) if key[1] is not None], self.sweep.components, self.sweep.site
         )
-        if self.halving is None:
-            with tqdm(total=len(documents), desc="Sweeping documents", disable=disable_tqdm) as bar:
-                work(requests, everything, bar)
-            return
-        assert self.quality is not None
-        plan = self.halving(len(documents), len(everything))
-        # Drawn by content, so that the first ones are no chapter of the data set.
-        documents.sort(key=lambda each: hashlib.sha256(repr(each[0].args).encode()).digest())
+        plan = [(len(documents), len(everything))]
+        if self.halving is not None:
+            plan = self.halving(*plan[0])
+            # Drawn by content, so that the first ones are no chapter of the data set.
+            documents.sort(key=lambda each: hashlib.sha256(repr(each[0].args).encode()).digest())
+        ends = list(accumulate(count for count, _ in plan))
+        rounds = [documents[end - count : end] for end, (count, _) in zip(ends, plan, strict=True)]
+        asked = [[request for document in some for request in document] for some in rounds]
         total = np.zeros(1 + len(everything))
-        alive, done = everything, 0
-        with tqdm(total=len(documents), desc="Sweeping documents", disable=disable_tqdm) as bar:
-            for number, (count, kept) in enumerate(plan):
+        alive = everything
+        with tqdm(total=sum(len(self._keys(some)) for some in asked), desc="Sweeping", disable=disable_tqdm) as bar:
+            for number, (some, (_, kept)) in enumerate(zip(rounds, plan, strict=True)):
                 if number:
                     # Stable: equal ones stay in the order of the paper's ties.
                     order = sorted(alive, key=lambda c: (-round(total[1 + c], 9), *_tie_order(self.cells[c])))
                     alive = sorted(order[:kept])
-                some = documents[done : done + count]
-                work([request for document in some for request in document], alive, bar)
+                work(asked[number], alive, bar)
+                if self.halving is None:
+                    return
+                assert self.quality is not None
                 for document in some:
                     total += np.nan_to_num(self.quality(document))
-                done += count
                 self.left_out.append(
-                    f"round {number + 1}: {count} documents in {len(alive)} of {len(everything)} cells"
+                    f"round {number + 1}: {len(some)} documents in {len(alive)} of {len(everything)} cells"
                 )
         for line in self.left_out:
             log.info("Budget: %s", line)
@@ -240,7 +242,7 @@ class SweepLM(TransplantLM):
                 _spread(requests, group, rows, known)
             else:
                 waiting[key] = question
-        bar.update(len(_documents(requests)) - len({key[0] for key in waiting}))
+        bar.update(len(groups) - len(waiting))
         keys = list(waiting)
         self._check_engine(sorted((key[0] for key in keys), key=len, reverse=True))
         continuations = [[choice for _, choice in groups[key]] for key in keys]
@@ -266,7 +268,7 @@ class SweepLM(TransplantLM):
             for key in some:
                 _spread(requests, groups[key], rows, answers[waiting[key]])
             self._count(some, cells)
-            bar.update(len({key[0] for key in some}))
+            bar.update(len(some))
 
     def _generate(self, requests: list[Instance], chosen: list[int], bar: Any) -> None:
         from xtransplant.engine import generate, prefill

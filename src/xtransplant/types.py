@@ -1,4 +1,4 @@
-"""The words everybody uses: component, site, layer pair, cell. No torch."""
+"""The words everybody uses: component, site, layer pair, cell, strategy. No torch."""
 
 from __future__ import annotations
 
@@ -27,6 +27,19 @@ class Site(Enum):
 
     module = "module"  # the module's own output, as the paper's models have it
     branch = "branch"  # what is added to the residual stream (after Gemma's or OLMo 2's post-norm)
+
+
+# Strategies: those that choose one cell for all documents, and those that combine cells for each document. All of the
+# latter but `vote` need the log-probabilities of choices. What each does is in strategies.py.
+ONE_CELL = ("overall", "source_last", "target_first", "fixed", "cross_validated")
+PER_DOCUMENT = ("margin", "entropy", "vote", "mean_logprob", "band", "router")
+STRATEGIES = (*ONE_CELL, *PER_DOCUMENT)
+# The paper's settings by kind of task (METHOD section 3, "coarse fixed settings"): component, source, target.
+FIXED: dict[str, tuple[str, str, str]] = {
+    "understanding": ("attn", "last", "first"),
+    "generation": ("ffn", "first", "first"),
+    "culture": ("ffn", "first", "first"),
+}
 
 
 @dataclass(frozen=True)

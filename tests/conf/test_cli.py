@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 import yaml
 
-from xtransplant import cli, compose, config, grid_jobs, jobs, pairing
-from xtransplant.config import JOBS, EvaluateConfig, config_hash, keys, run_name, to_dict
+from xtransplant import checks, cli, compose, config, grid_jobs, jobs, pairing
+from xtransplant.checks import keys
+from xtransplant.config import JOBS, EvaluateConfig, config_hash, run_name, to_dict
 from xtransplant.types import Component, Site, XTransplantError
 
 CONF = Path(str(files("xtransplant.conf")))
@@ -99,7 +100,7 @@ def test_help_of_a_job_names_every_key_and_choice(job: str, capsys: pytest.Captu
     shown = " ".join(text.split())
     for key in keys(JOBS[job]):
         assert key.help
-        assert f"{key.name}={config.shown(key.default)} {key.help} ({key.type})" in shown
+        assert f"{key.name}={checks.shown(key.default)} {key.help} ({key.type})" in shown
     for group, choice in CHOICES:
         assert (group not in groups_of(job)) or re.search(rf"\b{choice}\b", text)
     assert all(line == line.rstrip() and len(line) <= 120 for line in text.splitlines())
@@ -190,7 +191,7 @@ def test_languages_of_a_task_can_be_named(choice: str) -> None:
 def test_modules_are_those_of_the_engine() -> None:
     from xtransplant import engine
 
-    assert [field.name for field in dataclasses.fields(engine.Modules)] == list(config.MODULES)
+    assert [field.name for field in dataclasses.fields(engine.Modules)] == list(checks.MODULES)
 
 
 def test_plus_is_not_needed_for_a_mapping() -> None:

@@ -108,8 +108,8 @@ def test_any_order_of_cells_gives_the_same(case: str) -> None:
         np.testing.assert_allclose(other.logprob[1:], one.logprob[1:][mixed], atol=1e-4, rtol=0)
     texts = sweep.generate_cells(decoder, TARGETS, vectors, cells, 6, lambda tokens: False)
     again = sweep.generate_cells(decoder, TARGETS, vectors, [cells[n] for n in mixed], 6, lambda tokens: False)
-    for one, other in zip(texts, again, strict=True):
-        assert other[1:] == [one[1 + n] for n in mixed]
+    for text, repeated in zip(texts, again, strict=True):
+        assert repeated[1:] == [text[1 + n] for n in mixed]
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma3_text", "bloom"])

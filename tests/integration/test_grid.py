@@ -210,9 +210,11 @@ def select(place: Path, folder: Path, strategy: str, **changes: Any) -> Path:
 
 @pytest.mark.parametrize("strategy", ["overall", "vote", "mean_logprob", "margin", "router"])
 def test_a_selection_is_applied_to_unseen_documents(place: Path, strategy: str) -> None:
-    run, _ = run_grid(place, "choice", split="sample")
-    _, unseen = run_grid(place, "choice", split="unseen")
-    path = select(place, run.folder, strategy, candidates=5)
+    # Of both components, so that a rule's cells, which are in the order of their scores, mix them.
+    both = {"transplant.component": "[ffn,attn]"}
+    run, _ = run_grid(place, "choice", split="sample", **both)
+    _, unseen = run_grid(place, "choice", split="unseen", **both)
+    path = select(place, run.folder, strategy, candidates=9)
     evaluated = run_evaluate(place, "choice", split="unseen", selection=path)
     from xtransplant import selection, strategies
 

@@ -18,13 +18,16 @@ SOURCES = ROOT / "src" / "xtransplant"
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "config": {"types"},
+    "checks": {"types", "config"},
     "embedded": {"types"},
     "models": {"types", "config", "embedded"},
     "loading": {"types", "config", "embedded", "models"},
     "engine": {"types"},
     "pairing": {"types", "config"},
     "captures": {"types", "engine"},
-    "sweep": {"types", "engine"},
+    "output_head": {"engine"},
+    "shared_prefix": {"engine"},
+    "sweep": {"types", "engine", "output_head", "shared_prefix"},
     "stats": set(),
     "grid": {"types"},
     "selection": {"types", "grid"},
@@ -35,15 +38,15 @@ ALLOWED: dict[str, set[str]] = {
     "grading": {"types", "grid", "pairing"},
     "lm": {"types", "config", "compose", "captures", "engine", "loading", "pairing", "selection", "sweep_lm"},
     "sweep_lm": {"types", "captures", "engine", "lm", "selection", "strategies", "sweep"},
-    "record": {"types", "config"},
+    "record": {"types", "checks"},
     "tables": {"types", "record"},
-    "compose": {"types", "config", "models", "pairing", "selection"},
+    "compose": {"types", "config", "checks", "models", "pairing", "selection"},
     "grid_jobs": {
         *("types", "config", "models", "loading", "pairing", "record", "tables", "jobs", "lm", "sweep", "sweep_lm"),
         *("grid", "grading", "selection", "strategies", "comparison", "analysis", "charts"),
     },
     "jobs": {"types", "config", "models", "loading", "engine", "pairing", "lm", "record", "tables", "selection"},
-    "cli": {"types", "config", "compose", "jobs", "grid_jobs"},
+    "cli": {"types", "config", "checks", "compose", "jobs", "grid_jobs"},
 }
 # Each of them costs seconds; `--help` and refusals must not pay that.
 HEAVY = ("torch", "transformers", "lm_eval", "datasets")

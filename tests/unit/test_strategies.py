@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 
 from tests.unit.grids import BEST, all_cells, choice_grid, hand_grid, text_grid
-from xtransplant import config, strategies
 from xtransplant.comparison import strategy_table
 from xtransplant.grid import Grid, chance, ranked, union
-from xtransplant.selection import ONE_CELL, STRATEGIES, Selection
+from xtransplant.selection import Selection
 from xtransplant.strategies import (
-    FIXED,
     FOR_GENERATION,
     answer,
     answer_text,
@@ -26,7 +24,7 @@ from xtransplant.strategies import (
     respond,
     select,
 )
-from xtransplant.types import Cell, Component, XTransplantError
+from xtransplant.types import FIXED, ONE_CELL, STRATEGIES, Cell, Component, XTransplantError
 
 FFN, ATTN = Component.ffn, Component.attn
 FIXED_CELL = {"fixed": ["ffn", 3, 1]}
@@ -672,8 +670,3 @@ def test_grids_that_cannot_be_compared_are_refused(sample: Grid, unseen: Grid) -
     ):
         with pytest.raises(XTransplantError, match=message):
             strategy_table(sample, unseen, [control])
-
-
-def test_the_config_knows_every_strategy() -> None:
-    assert (*config.STRATEGIES,) == STRATEGIES
-    assert (*config.FIXED,) == (*strategies.FIXED,)
