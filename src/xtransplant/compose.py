@@ -40,7 +40,7 @@ from xtransplant.checks import (
     template_faults,
     validate,
 )
-from xtransplant.config import JOBS, EvaluateConfig, JobConfig, ModelJob, TaskJob, short_name
+from xtransplant.config import JOBS, EvaluateConfig, JobConfig, ModelJob, TaskJob
 from xtransplant.types import XTransplantError
 
 # Said after the choices when one is unknown.
@@ -199,14 +199,9 @@ def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:
     faults += validate(config, num_layers, unclear)
     if isinstance(config, TaskJob) and not {"task", "task.tasks", "language_pair"} & set(unclear):
         faults += template_faults(config.task) or pairing.check(config.task, config.language_pair)
-    if (
-        isinstance(config, EvaluateConfig)
-        and config.selection
-        and not {"model", "task", "language_pair"} & set(unclear)
-    ):
-        pair = config.language_pair
+    if isinstance(config, EvaluateConfig) and not {"model", "task", "language_pair"} & set(unclear):
         try:
-            selection.fitting(config.selection, short_name(config.model), config.task.name, pair.source, pair.target)
+            selection.of_run(config)
         except XTransplantError as error:
             faults.append(str(error))
     return faults

@@ -38,7 +38,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
     started = time.perf_counter()
     layers = models.num_layers(config.model)
-    chosen = _selection(config)
+    chosen = selection.of_run(config)
     content = None if chosen is None else chosen.as_dict()
     strategy = None if chosen is None else chosen.strategy
     name, short_hash = run_name(config, layers, strategy), config_hash(config, layers, content)
@@ -95,13 +95,6 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
     record.write(folder / "results.json", record.as_json(results))
     for name, rows in samples.items():
         record.write(folder / f"samples_{name}.jsonl", "".join(record.as_json(row, indent=None) for row in rows))
-
-
-def _selection(config: EvaluateConfig) -> Selection | None:
-    if config.selection is None:
-        return None
-    pair = config.language_pair
-    return selection.fitting(config.selection, short_name(config.model), config.task.name, pair.source, pair.target)
 
 
 def _refuse_selected(config: EvaluateConfig, chosen: Selection, pairs: list[pairing.Pairing]) -> None:

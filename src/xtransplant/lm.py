@@ -29,7 +29,9 @@ from lm_eval.models.utils import (
 )
 from tqdm import tqdm
 
-from xtransplant.config import Control, EvaluateConfig, ModelConfig, TaskJob, short_name
+from xtransplant import selection
+from xtransplant.config import Control, EvaluateConfig, ModelConfig, TaskJob
+from xtransplant.selection import Selection
 from xtransplant.types import Component, LayerPair, Site, XTransplantError
 
 if TYPE_CHECKING:
@@ -169,8 +171,9 @@ class TransplantLM(TemplateLM):
     @classmethod
     def from_config(cls, config: EvaluateConfig) -> TransplantLM:
         """The model and transplant of an evaluate config; the model is loaded at the first request."""
-        if config.selection is not None:
-            return _selected(config)
+        selected = selection.of_run(config)
+        if selected is not None:
+            return _selected(config, selected)
         chosen = config.transplant
         return cls(
             lambda: load_decoder(config.model),
@@ -523,13 +526,8 @@ class TransplantLM(TemplateLM):
         return choose
 
 
-def _selected(config: EvaluateConfig) -> TransplantLM:
+def _selected(config: EvaluateConfig, chosen: Selection) -> TransplantLM:
     """What a selection asks for: vanilla, one layer pair, or a rule over several."""
-    from xtransplant import selection
-
-    pair = config.language_pair
-    assert config.selection is not None
-    chosen = selection.fitting(config.selection, short_name(config.model), config.task.name, pair.source, pair.target)
     promptless = config.task.empty_prompt.value
     site = Site(chosen.grids[0]["site"])
     if len(chosen.cells) > 1:

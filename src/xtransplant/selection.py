@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from xtransplant.config import EvaluateConfig, short_name
 from xtransplant.grid import as_list
 from xtransplant.types import STRATEGIES, Cell, Component, XTransplantError
 
@@ -89,6 +90,14 @@ def read(path: str) -> list[Selection]:
 def as_record(selections: Sequence[Selection]) -> dict[str, Any]:
     """The content of selection.json."""
     return {"format": FORMAT, "selections": [selection.as_dict() for selection in selections]}
+
+
+def of_run(config: EvaluateConfig) -> Selection | None:
+    """The selection that a run's config names, if it does; see `fitting` for what is raised."""
+    if not config.selection:
+        return None
+    pair = config.language_pair
+    return fitting(config.selection, short_name(config.model), config.task.name, pair.source, pair.target)
 
 
 def fitting(path: str, model: str, task: str, source: str, target: str) -> Selection:

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "sweep": {"types", "engine", "output_head", "shared_prefix"},
     "stats": set(),
     "grid": {"types"},
-    "selection": {"types", "grid"},
+    "selection": {"types", "config", "grid"},
     "strategies": {"types", "grid", "selection", "stats"},
     "comparison": {"types", "grid", "selection", "stats", "strategies"},
     "analysis": {"types", "grid", "stats"},
