@@ -3,7 +3,7 @@
     python benchmarks/study.py run [pieces=<part of a name>] [minutes=60]   # computes pieces that have no result yet
     python benchmarks/study.py page                                         # docs/results/README.md from the results
 
-A piece is six commands of the package (printed as they run): grids of both components on sample and unseen documents,
+A piece is five commands of the package (printed as they run): grids of both components on sample and unseen documents,
 two control grids on part of the sample, and `xtransplant strategies`. Its result, a small JSON file in docs/results/,
 is kept; the grids lie in outputs/study/ and go on where they were stopped.
 """
@@ -17,7 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from xtransplant import cli, tables
+import numpy as np
+
+from xtransplant import charts, cli, stats
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -44,10 +46,11 @@ def name_of(piece: tuple[str, str, str]) -> str:
     return "-".join(piece)
 
 
-def run(piece: tuple[str, str, str]) -> None:
+def commands(piece: tuple[str, str, str], output: Path) -> list[list[str]]:
+    """The arguments of the package's commands that make a piece."""
     model, task, pair = piece
     sample, unseen, control = SIZES.get(task, OTHER_SIZE)
-    place = OUTPUT / name_of(piece)
+    place = output / name_of(piece)
     common = [f"model={model}", f"task={task}", f"language_pair={pair}", "transplant.component=[ffn,attn]"]
     if task in KINDS:
         common.append(f"task.tasks={json.dumps(KINDS[task])}")
@@ -57,59 +60,177 @@ def run(piece: tuple[str, str, str]) -> None:
         "random_document": [f"limit={control}", "split=sample", "transplant.control=random_document"],
         "noise": [f"limit={control}", "split=sample", "transplant.control=noise"],
     }
-    for folder, own in grids.items():
-        command("grid", *common, *own, f"output_dir={place / folder}")
-    controls = ",".join(str(place / name) for name in ("random_document", "noise"))
-    inputs = [f"grid={place / 'sample'}", f"unseen={place / 'unseen'}", f"controls=[{controls}]"]
-    command("strategies", *inputs, f"output_dir={place}")
-    [made] = sorted(place.glob("strategies/*/strategies.json"))[-1:]
+    controls = ",".join(f"{place / name}" for name in ("random_document", "noise"))
+    inputs = [f"grid={place / 'sample'}", f"unseen={place / 'unseen'}"]
+    return [
+        *(["grid", *common, *own, f"output_dir={place / folder}"] for folder, own in grids.items()),
+        ["strategies", *inputs, f"controls=[{controls}]", f"output_dir={place}"],
+    ]
+
+
+def run(piece: tuple[str, str, str]) -> None:
+    for arguments in commands(piece, OUTPUT):
+        print(shlex.join(["xtransplant", *arguments]), flush=True)
+        if cli.main(arguments) != 0:
+            sys.exit(f"failed: xtransplant {shlex.join(arguments)}")
+    made = max((OUTPUT / name_of(piece)).glob("strategies/*/strategies.json"), key=lambda path: path.stat().st_mtime)
     [found] = json.loads(made.read_text(encoding="utf-8"))
     for row in found["rows"]:
         # Which cells a rule looks at is in the selection; a result needs the few.
         row["cells"] = row["cells"] if row.get("cells") and len(row["cells"]) <= 3 else None
+    kept = ("model_name", "task_name", "language_pair", "split", "control", "metrics", "num_layers", "trivial_baseline")
+    result = {"piece": piece, "grid": {name: found["grid"][name] for name in kept}, "rows": found["rows"]}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    kept = {"piece": list(piece), "documents": [sample, unseen, control], "rows": found["rows"]}
-    (RESULTS / f"{name_of(piece)}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{name_of(piece)}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def command(*arguments: str) -> None:
-    print(shlex.join(["xtransplant", *arguments]), flush=True)
-    if cli.main(arguments) != 0:
-        sys.exit(f"failed: xtransplant {shlex.join(arguments)}")
+def page() -> tuple[str, str]:
+    """The results page, and its picture."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    found.sort(key=lambda result: PIECES.index(tuple(result["piece"])))
+    parts = [
+        INTRODUCTION.format(pieces=len(found), commands=_commands(found[0])),
+        "## All pieces together\n\n" + ALL_PIECES + "\n\n" + _over_all(found),
+        "## Is the upper bound more than chance?\n\n" + BOUNDS + "\n\n" + _bounds(found),
+    ]
+    for model, task in dict.fromkeys(tuple(result["piece"][:2]) for result in found):
+        mine = [result for result in found if result["piece"][:2] == [model, task]]
+        parts.append(f"## {model}, {task}\n\n" + _scores(mine))
+    return "\n\n".join(parts) + "\n", charts.gains([(result["grid"], result["rows"]) for result in found])
 
 
-def page() -> str:
-    """A table for each model and task: a row for each strategy, a column for each language pair."""
-    found: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
-    for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        model, task, pair = result["piece"]
-        found.setdefault((model, task), {})[pair] = result["rows"]
-    parts = []
-    for (model, task), pairs in found.items():
-        names = list(dict.fromkeys(row["name"] for rows in pairs.values() for row in rows))
-        lines = []
-        for name in names:
-            line = [name]
-            for rows in pairs.values():
-                row = next((each for each in rows if each["name"] == name), None)
-                line.append("-" if row is None or row["score"] is None else _cell(row))
-            lines.append(line)
-        parts.append(f"## {model}, {task}\n\n```text\n{tables.table(['', *pairs], lines)}\n```")
-    return "\n\n".join(parts) + "\n"
+INTRODUCTION = """# Every strategy on unseen documents
+
+Each strategy chooses on sample documents and is scored on others, beside the upper bound over all layer pairs (an
+oracle that reads the labels) and the same bound for vectors that cannot help. {pieces} pieces, a piece being a model, a
+task and a language pair (`source-target`: the prompt is read in the first language and answered in the second);
+`ffn` and `attn` cells together. About 50 sample and 100 unseen documents, controls on about 20: the intervals are
+wide, and a difference of one piece says little. Made by
+
+```bash
+python benchmarks/study.py run    # hours; goes on where it was stopped
+python benchmarks/study.py page
+```
+
+where a piece is these commands (XNLI, XCOPA and KLAR need the data folder, as the README says):
+
+```bash
+{commands}
+```
+
+![Gain of each strategy on unseen documents, a dot for each piece](gains.svg)"""
+
+ALL_PIECES = """Means over pieces, each weighing the same. Pieces of one task share their documents in several
+languages, so they are not independent and no interval is given over them. Up and down: in how many pieces the strategy
+gains and loses. q: the smallest of McNemar's p over pieces, with the false discovery rate controlled over all pieces
+and strategies. Gap closed: the share of the way from vanilla to the upper bound."""
+
+BOUNDS = """Bounds over the same cells on the same documents, the controls': the real source prompt's vectors, another
+document's, and noise of the same length. `guesses`: what as many random guesses as cells would reach."""
 
 
-def _cell(row: dict[str, Any]) -> str:
-    if row.get("reference") is not None:
-        return f"{row['score']:.3f} (real {row['reference']:.3f})"
-    gain = row.get("difference")
-    return f"{row['score']:.3f}" + ("" if gain is None else f" ({gain:+.3f})")
+def _commands(result: dict[str, Any]) -> str:
+    return "\n".join(
+        shlex.join(["xtransplant", *line]) for line in commands(tuple(result["piece"]), Path("outputs", "study"))
+    )
+
+
+def _over_all(found: list[dict[str, Any]]) -> str:
+    named = list(dict.fromkeys(row["name"] for result in found for row in result["rows"] if row["kind"] != "control"))
+    tests = [
+        (row["name"], row["p"])
+        for result in found
+        for row in result["rows"]
+        if row["kind"] == "strategy" and row["p"] is not None
+    ]
+    adjusted = stats.false_discovery(np.array([p for _, p in tests]))
+    lines = []
+    for name in named:
+        rows = [row for result in found for row in result["rows"] if row["name"] == name and row["score"] is not None]
+        gains = [row["difference"] for row in rows if row["difference"] is not None]
+        on_sample = [row["sample_score"] for row in rows if row["sample_score"] is not None]
+        closed = [row["gap_closed"] for row in rows if row["gap_closed"] is not None]
+        smallest = [q for (tested, _), q in zip(tests, adjusted, strict=True) if tested == name]
+        lines.append(
+            [
+                name,
+                str(len(rows)),
+                f"{_mean(on_sample):.3f}" if on_sample else "-",
+                f"{_mean([row['score'] for row in rows]):.3f}",
+                f"{_mean(gains):+.3f}" if gains else "-",
+                f"{sum(gain > 1e-9 for gain in gains)} / {sum(gain < -1e-9 for gain in gains)}" if gains else "-",
+                f"{min(smallest):.2g}" if smallest else "-",
+                f"{_mean(closed):.2f}" if closed and gains else "-",
+            ]
+        )
+    header = ["", "pieces", "on sample", "unseen", "gain", "up / down", "smallest q", "gap closed"]
+    return _markdown(header, lines)
+
+
+def _bounds(found: list[dict[str, Any]]) -> str:
+    lines = []
+    for result in found:
+        controls = {row["name"].rpartition(" ")[2]: row for row in result["rows"] if row["kind"] == "control"}
+        line = [" ".join(result["piece"])]
+        some = next(iter(controls.values()))
+        line += [str(some["documents"]), f"{some['score'] - some['difference']:.3f}", f"{some['reference']:.3f}"]
+        for name in ("random_document", "noise"):
+            row = controls[name]
+            line.append(
+                f"{row['score']:.3f} ({row['above']:+.2f}: {row['above_low']:+.2f} to {row['above_high']:+.2f})"
+            )
+        lines.append([*line, f"{some['chance']:.3f}"])
+    header = [
+        "piece",
+        "documents",
+        "vanilla",
+        "real",
+        "random document (real less it; 95 %)",
+        "noise (likewise)",
+        "guesses",
+    ]
+    return _markdown(header, lines)
+
+
+def _scores(found: list[dict[str, Any]]) -> str:
+    """A row for each strategy and bound, a column for each language pair."""
+    lines = []
+    for name in dict.fromkeys(row["name"] for result in found for row in result["rows"] if row["kind"] != "control"):
+        line = [name]
+        for result in found:
+            [row] = [row for row in result["rows"] if row["name"] == name] or [None]
+            line.append("-" if row is None or row["score"] is None else _score(row))
+        lines.append(line)
+    documents = sorted({row["documents"] for result in found for row in result["rows"] if row["name"] == "vanilla"})
+    trivial = sorted(result["grid"]["trivial_baseline"] for result in found)
+    said = (
+        f"{' or '.join(map(str, documents))} unseen documents; trivial baseline {trivial[0]:.3f} to {trivial[-1]:.3f}."
+    )
+    header = ["score (gain; * 95 % interval without 0)", *(result["piece"][2] for result in found)]
+    return f"{said}\n\n{_markdown(header, lines)}"
+
+
+def _score(row: dict[str, Any]) -> str:
+    if row["difference"] is None:
+        return f"{row['score']:.3f}"
+    sure = "*" if row["low"] > 0 or row["high"] < 0 else ""
+    return f"{row['score']:.3f} ({row['difference']:+.3f}{sure})"
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _markdown(header: list[str], lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
 
 
 def main(arguments: list[str]) -> None:
     given = dict(argument.partition("=")[::2] for argument in arguments[1:])
     if arguments[:1] == ["page"]:
-        print(page())
+        text, picture = page()
+        (RESULTS / "README.md").write_text(text, encoding="utf-8")
+        (RESULTS / "gains.svg").write_text(picture, encoding="utf-8")
         return
     until = time.monotonic() + 60 * float(given.get("minutes", "60"))
     for piece in PIECES:

@@ -56,6 +56,9 @@ _KINDS = {
     "oracle": ("#7fcdb0", "oracle, reads scores"),
     "control": ("#bbbbbb", "upper bound of a control"),
 }
+# Those whose difference to vanilla is a gain.
+_GAINING = ("strategy", "oracle")
+_PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _COLOURS = {
     "vanilla": "#444444",
     "trivial": "#888888",
@@ -284,6 +287,62 @@ def bars(tables: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]
         ]
         handles += [Line2D([], [], **look) for shown, look in marks if shown]
         figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+        return _svg(figure)
+
+
+def gains(tables: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]) -> str:
+    """A line per strategy and upper bound, on it a dot for each table: the gain over vanilla; a bar is their mean.
+
+    Filled where the 95 % interval leaves out 0. One colour a task, one shape a model.
+
+    Args:
+        tables: as `bars` takes them.
+
+    Raises:
+        XTransplantError: no table.
+    """
+    if not tables:
+        raise XTransplantError("Nothing to draw: no table of strategies.")
+    names = list(dict.fromkeys(row["name"] for _, rows in tables for row in rows if row["kind"] in _GAINING))
+    tasks = list(dict.fromkeys(meta["task_name"] for meta, _ in tables))
+    models = list(dict.fromkeys(meta["model_name"] for meta, _ in tables))
+    colour = {task: _PALETTE[number % len(_PALETTE)] for number, task in enumerate(tasks)}
+    shape = {model: "osD^v"[number % 5] for number, model in enumerate(models)}
+    with _figure(_WIDTH, 1.2 + 0.26 * len(names)) as figure:
+        axis = figure.subplots()
+        axis.set_yticks(range(len(names)), [_short(name) for name in names])
+        axis.axvline(0, color=_COLOURS["vanilla"], linestyle="--", linewidth=1.2, zorder=1)
+        for line, name in enumerate(names):
+            found = [
+                (meta, row) for meta, rows in tables for row in rows if row["name"] == name and row["score"] is not None
+            ]
+            for number, (meta, row) in enumerate(found):
+                own = colour[meta["task_name"]]
+                sure = row["low"] > 0 or row["high"] < 0
+                # Side by side in the order of the tables: equal gains stay visible.
+                place = line + 0.5 * ((number + 0.5) / len(found) - 0.5)
+                axis.plot(
+                    row["difference"], place, linestyle="", marker=shape[meta["model_name"]], markersize=4.5,
+                    markeredgecolor=own, markerfacecolor=own if sure else "white", zorder=2,
+                )  # fmt: skip
+            if found:
+                mean = float(np.mean([row["difference"] for _, row in found]))
+                axis.plot([mean, mean], [line - 0.4, line + 0.4], color="black", linewidth=2.0, zorder=3)
+        axis.set_ylim(len(names) - 0.4, -0.6)
+        axis.tick_params(axis="y", left=False)
+        axis.set_xlabel(f"{tables[0][0]['metrics'][0]}, gain over vanilla")
+        handles: list[Artist] = [Patch(color=colour[task], label=task) for task in tasks]
+        if len(models) > 1:
+            handles += [
+                Line2D([], [], color="#444444", linestyle="", marker=shape[each], label=each) for each in models
+            ]
+        looks: dict[str, Any] = {"color": "#444444", "linestyle": "", "marker": "o"}
+        handles += [
+            Line2D([], [], label="95 % interval without 0", **looks),
+            Line2D([], [], markerfacecolor="white", label="with 0", **looks),
+            Line2D([], [], color="black", linewidth=2.0, label="mean"),
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
         return _svg(figure)
 
 

@@ -28,8 +28,8 @@ def strategy_table(
     0/1 scores only, not corrected for the number of rows); `gap_closed`: the share of the way from vanilla to the
     upper bound, with `gap_low` and `gap_high` (documents resampled, numerator and denominator together; null where
     there is no gap, the interval also where more than 5 % of the resamples have none); `cells` used and their
-    `number`; `sample_score` of a strategy where it was selected; `chance`: what as many guesses as cells would reach;
-    `reason` where a strategy could not be used.
+    `number`; `sample_score`, of vanilla and of a strategy, on the documents it was selected on; `chance`: what as many
+    guesses as cells would reach; `reason` where a strategy could not be used.
 
     A control's row has its own upper bound as `score`, and as `reference` that of the unseen grid (or the sample grid,
     whichever has its documents) on the same documents and cells, with `above`, the reference less the control, its
@@ -49,7 +49,8 @@ def strategy_table(
         )
     control_rows = [_control_row(control, sample, unseen, seed) for control in controls]
     vanilla = unseen.vanilla[0].astype(np.float64)
-    rows = [_row("vanilla", "baseline", vanilla, None, seed)]
+    on_sample = float(sample.vanilla[0].mean(dtype=np.float64))
+    rows = [_row("vanilla", "baseline", vanilla, None, seed) | {"sample_score": on_sample}]
     scores: list[np.ndarray | None] = [None]
 
     def add(name: str, kind: str, reached: np.ndarray, **more: Any) -> None:

@@ -220,6 +220,7 @@ def strategies(config: StrategiesConfig) -> None:
     folder = _results_folder(config, "strategies", [*samples, *unseen, *controls])
     record.write(folder / "strategies.json", record.as_json([{"grid": meta, "rows": rows} for meta, rows in found]))
     record.write(folder / "strategies.svg", charts.bars(found))
+    record.write(folder / "gains.svg", charts.gains(found))
     for meta, rows in found:
         print(f"\n{meta['model_name']}, {meta['task_name']}, {'-'.join(meta['language_pair'])}, {meta['split']}")
         print(_strategy_text(rows))
@@ -287,7 +288,7 @@ def _strategy_text(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         if row.get("score") is None:
-            lines.append([row["name"], "-", "-", "-", "-", "-", "-", row.get("reason") or ""])
+            lines.append([row["name"], "-", "-", "-", "-", "-", "-", "-", row.get("reason") or ""])
             continue
         cells = row.get("cells")
         lines.append(
@@ -297,12 +298,13 @@ def _strategy_text(rows: Sequence[dict[str, Any]]) -> str:
                 number(row.get("difference"), "+.3f"),
                 between(row, "low", "high"),
                 number(row.get("p"), ".3g"),
+                number(row.get("sample_score")),
                 number(row.get("gap_closed"), ".2f"),
                 between(row, "gap_low", "gap_high"),
                 _cells_shown(cells) if cells is not None and row["kind"] == "strategy" else _remark(row),
             ]
         )
-    header = ["strategy", "score", "gain", "95 %", "p", "gap closed", "95 %", "cells"]
+    header = ["strategy", "score", "gain", "95 %", "p", "on sample", "gap closed", "95 %", "cells"]
     return tables.table(header, lines)
 
 

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 
 from tests.unit.grids import all_cells, choice_grid, hand_grid, text_grid
 from xtransplant import charts
-from xtransplant.charts import bars, curves, heatmap
+from xtransplant.charts import bars, curves, gains, heatmap
 from xtransplant.comparison import strategy_table
 from xtransplant.types import Cell, Component, XTransplantError
 
@@ -192,7 +192,19 @@ def every_picture(tables: list[Any]) -> dict[str, str]:
         "logprob": heatmap(grids, "logprob"),
         "curves": curves(grids),
         "bars": bars(tables),
+        "gains": gains(tables),
     }
+
+
+def test_gains_have_a_dot_for_every_table(tables: list[Any], drawn: list[Any]) -> None:
+    meta, rows = tables[0]
+    written = texts(gains([(meta, rows), ({**meta, "model_name": "second"}, rows)]))
+    assert {"second", meta["model_name"], "mean"} <= set(written)
+    [axis] = drawn[0].axes
+    row = next(row for row in rows if row["name"] == "overall")
+    dots = [line for line in axis.lines if line.get_marker() in ("o", "s") and line.get_xdata()[0] == row["difference"]]
+    assert len(dots) >= 2
+    assert {dot.get_markerfacecolor() == "white" for dot in dots} == {row["low"] <= 0 <= row["high"]}
 
 
 def test_equal_input_gives_equal_bytes_whatever_the_users_settings(tables: list[Any]) -> None:
@@ -225,7 +237,7 @@ def test_no_labels_lie_on_each_other_or_outside(tables: list[Any], drawn: list[A
     ]
     two = [choice_grid(), choice_grid(seed=1, language_pair=["en", "de"])]
     pictures = [heatmap(many), heatmap(many[:1]), heatmap(two), curves(many[:2])]
-    pictures += [bars(tables), bars(tables[:1]), bars(tables * 2)]
+    pictures += [bars(tables), bars(tables[:1]), bars(tables * 2), gains(tables)]
     for figure, svg in zip(drawn, pictures, strict=True):
         assert misplaced(figure, svg) == []
         assert figure.get_size_inches()[0] <= 9
@@ -238,6 +250,6 @@ def test_large_maps_stay_small() -> None:
 
 
 def test_nothing_is_refused() -> None:
-    for draw in (heatmap, curves, bars):
+    for draw in (heatmap, curves, bars, gains):
         with pytest.raises(XTransplantError, match="Nothing to draw"):
             draw([])
