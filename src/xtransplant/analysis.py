@@ -1,10 +1,10 @@
 """What a grid says: each cell against vanilla, how far the map is to be trusted, curves over layers, upper bounds.
 
-Legend: D documents, U units, C cells of one component, N layers. Units are what is resampled and flipped: documents; of
-a pooled grid the keys, as the same question in several languages is not several independent ones. A cell is complete
-if it was looked at on all documents; means of other cells are over what was seen, and they take no part in tests,
-curves or choices. A gain is a difference to vanilla on the same documents, turned so that positive is better; scores
-are in the metric's own units.
+Legend: D documents, U units (`Grid.units`: what is resampled and flipped), C cells of one component, N layers. A cell
+is complete if it was looked at on all documents; means of other cells are over what was seen, and they take no part in
+tests, curves or choices. A gain is a difference to vanilla on the same documents, turned so that positive is better;
+scores are in the metric's own units. Tests, reliability and what is cross-validated are of fresh documents only
+(`Grid.fresh`): with a budget, of the last round.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from xtransplant import stats
-from xtransplant.grid import Grid, chance, name_of, union, unlike, upper_bounds
-from xtransplant.types import Cell, Component, XTransplantError
+from xtransplant.grid import Grid, chance, same_cells, union, upper_bounds
+from xtransplant.types import Cell, Component
 
 # score: the main metric. logprob: of the right choice, normalised over the choices (nats). logprob_raw: as it is.
 Quantity = Literal["score", "logprob", "logprob_raw"]
@@ -35,13 +35,14 @@ class Effect:
 
     Attributes:
         cells: C, in the grid's order.
-        seen: units each cell was looked at on (of those that have the quantity).
+        seen: documents each cell was looked at on (of those that have the quantity).
         complete: seen on all of them.
         mean, gain: mean over documents, and mean gain over vanilla.
         p: each cell alone. The exact sign test (McNemar's) for scores of 0 and 1, else sign flips.
-        adjusted: p with the family-wise error over the component's cells held (max-T over sign flips).
-        q: false discovery rate of p (Benjamini-Hochberg); too large where p comes from flips and only few cells
-            differ, for such p are never below 1 / (1 + flips).
+        adjusted: p with the family-wise error held over all cells of the grid, of all components (max-T over sign
+            flips).
+        q: false discovery rate of p over all cells of the grid (Benjamini-Hochberg); too large where p comes from
+            flips and only few cells differ, for such p are never below 1 / (1 + flips).
     """
 
     cells: list[Cell]
@@ -54,11 +55,11 @@ class Effect:
     q: np.ndarray
 
     def ranked(self, best: bool = True) -> list[int]:
-        """Indices of the complete cells, the largest gains first (or the smallest); ties as METHOD 3 breaks them."""
+        """Indices of the complete cells, the largest gains first (or the smallest); ties by `Cell.order`."""
         complete = np.flatnonzero(self.complete)
         # Means of the same scores in another order differ by rounding.
         gain = self.gain[complete].round(9) * (-1 if best else 1)
-        return complete[np.lexsort((_tie_order(self.cells)[complete], gain))].tolist()
+        return complete[np.lexsort((_order(self.cells)[complete], gain))].tolist()
 
 
 def components(grid: Grid) -> list[Component]:
@@ -70,26 +71,25 @@ def effect(
     grid: Grid, component: Component, quantity: Quantity = "score", permutations: int = 2_000, seed: int = 0
 ) -> Effect | None:
     """Each cell of a component against vanilla; None where the grid has no such quantity (log-probabilities)."""
-    found = _values(grid, component, quantity)
+    found = _gains(grid, quantity)
     if found is None:
         return None
-    values, vanilla = found
-    sign = grid.sign if quantity == "score" else 1
-    differences = values - vanilla[:, None]
-    if quantity != "score":
-        differences[np.abs(differences) < _ROUNDING] = 0
-    known = ~np.isnan(values)
+    values, gains, rows = found
+    known = ~np.isnan(gains)
     complete = known.all(axis=0)
-    p, adjusted, q = np.full((3, values.shape[1]), np.nan)
-    if complete.any():
-        tested = differences[:, complete]
+    p, adjusted, q = np.full((3, gains.shape[1]), np.nan)
+    fresh = grid.fresh[rows]
+    if complete.any() and fresh.any():
+        tested = _by_unit(grid, gains[fresh][:, complete], rows[fresh])
         flips = stats.sign_flip_max_t(tested, permutations, seed)
         adjusted[complete] = flips.adjusted
         p[complete] = stats.sign_test(tested) if np.isin(tested, (-1, 0, 1)).all() else flips.p
         q[complete] = stats.false_discovery(p[complete])
-    cells = [cell for cell in grid.cells if cell.component is component]
-    mean, gain = sign * _mean_seen(values), _mean_seen(differences)
-    return Effect(cells, known.sum(axis=0), complete, mean, gain, p, adjusted, q)
+    own = [column for column, cell in enumerate(grid.cells) if cell.component is component]
+    cells = [grid.cells[column] for column in own]
+    sign = grid.sign if quantity == "score" else 1
+    mean, gain = sign * _mean_seen(values[:, own]), _mean_seen(gains[:, own])
+    return Effect(cells, known[:, own].sum(axis=0), complete[own], mean, gain, p[own], adjusted[own], q[own])
 
 
 def layer_curves(grid: Grid, component: Component, seed: int = 0) -> dict[str, dict[str, list[Any]]]:
@@ -105,11 +105,8 @@ def layer_curves(grid: Grid, component: Component, seed: int = 0) -> dict[str, d
     keep = [int(index) for index in np.flatnonzero(grid.seen) if grid.cells[index].component is component]
     quality = grid.quality
     cells = [grid.cells[index] for index in keep]
-    gold = _values(grid, component, "logprob")
-    nats = {}
-    if gold is not None:
-        named = [cell for cell in grid.cells if cell.component is component]
-        nats = dict(zip(named, _mean_seen(gold[0] - gold[1][:, None]), strict=True))
+    gold = _gains(grid, "logprob")
+    nats = {} if gold is None else dict(zip(grid.cells, _mean_seen(gold[1]), strict=True))
     layers = int(grid.meta["num_layers"])
     curves = {}
     for side in ("source", "target"):
@@ -152,8 +149,8 @@ def analyze(
     """All of it, as JSON values; None where something is not known. Deterministic for a seed.
 
     Per component (key `components`): `cells`, a table by columns; `summary` of its gains; `best` and `worst` cells
-    (`top` of each; of equal ones the smallest target layer, then the largest source layer, METHOD 3); `reliability`,
-    the map's split-half correlations; `winner`, what the best cell keeps on documents it was not chosen on; `curves`.
+    (`top` of each, ties by `Cell.order`); `reliability`, the map's split-half correlations; `winner`, what the best
+    cell keeps on documents it was not chosen on; `curves`. `documents`, `fresh` of them and `units` are counts.
     `upper_bounds` is what `grid.upper_bounds` gives; `controls` has a row per control and component: the union of the
     control and of this grid (`reference`) on the cells and documents of both, and the best and mean gain of each.
 
@@ -172,6 +169,7 @@ def analyze(
         "metric": grid.metric,
         "higher_is_better": grid.sign == 1,
         "documents": len(grid.documents),
+        "fresh": int(grid.fresh.sum()),
         "units": len(_by_unit(grid, vanilla)),
         "vanilla": {"score": float(vanilla.mean()), "low": low, "high": high},
         "permutations": permutations,
@@ -186,23 +184,17 @@ def analyze(
 
 def _control(grid: Grid, control: Grid, seed: int) -> list[dict[str, Any]]:
     kind = control.meta["control"]
-    if kind is None:
-        raise XTransplantError(f"{name_of(control)}: not a control (its `control` is null).")
-    why = unlike(grid, control, ("model_name", "task_name", "language_pair", "num_layers", "site", "metrics"))
-    if why is not None:
-        raise XTransplantError(f"{name_of(control)}, control {kind}: not a control of {name_of(grid)}: {why}.")
-    real = grid.take(control.documents)
-    seen = [{cell for cell, yes in zip(each.cells, each.seen, strict=True) if yes} for each in (real, control)]
-    both = [cell for cell in control.cells if cell in seen[0] & seen[1]]
-    if not both:
-        raise XTransplantError(f"{name_of(control)}, control {kind}: no cell was seen in it and in the grid.")
+    real, both = same_cells(control, grid)
     rows = []
     for component in dict.fromkeys(cell.component for cell in both):
         cells = [cell for cell in both if cell.component is component]
         of_control, of_real = control.columns(cells), real.columns(cells)
         score, reference = union(control, of_control), union(real, of_real)
         difference = grid.sign * (reference - score)
-        low, high = stats.bootstrap_interval(_by_unit(real, difference), seed=seed)
+        if "pooled" in real.meta:
+            low, high = stats.bootstrap_interval(_by_unit(real, difference), seed=seed)
+        else:
+            low, high = stats.difference_interval(*((reference, score) if grid.sign > 0 else (score, reference)), seed)
         gains = [
             (each.quality[:, columns] - each.vanilla_quality[:, None]).mean(axis=0)
             for each, columns in ((control, of_control), (real, of_real))
@@ -236,66 +228,78 @@ def _component(grid: Grid, component: Component, permutations: int, seed: int, t
         prefix = "" if quantity == "score" else f"{quantity}_"
         for name in ("gain", "p", "adjusted", "q"):
             columns[prefix + name] = _plain(getattr(each, name))
-    complete = np.flatnonzero(score.complete)
-    quality, vanilla = _values(grid, component, "score") or (np.empty((0, 0)), np.empty(0))
-    testable = len(vanilla) > 1 and len(complete) > 0
+    winner = None
+    if (tested := _tested(grid, component, "score")) is not None:
+        gains, cells = tested
+        winner = stats.winner_curse(gains, np.zeros(len(gains)), seed=seed, order=_order(cells))
     return {
         "cells": columns,
         "summary": {quantity: _summary(each) for quantity, each in effects.items()},
         "best": [_row(columns, index) for index in score.ranked()[:top]],
         "worst": [_row(columns, index) for index in score.ranked(best=False)[:top]],
         "reliability": {quantity: _reliability(grid, component, quantity, seed) for quantity in effects},
-        "winner": stats.winner_curse(quality[:, complete], vanilla, seed=seed, order=_tie_order(score.cells)[complete])
-        if testable
-        else None,
+        "winner": winner,
         "curves": layer_curves(grid, component, seed),
     }
 
 
-def _values(grid: Grid, component: Component, quantity: Quantity) -> tuple[np.ndarray, np.ndarray] | None:
-    """A quantity of a component's cells [U, C] and of vanilla [U], higher being better; None if the grid lacks it.
+def _gains(grid: Grid, quantity: Quantity) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """A quantity in all cells [R, C], its gain over vanilla [R, C], both higher is better, and which R documents have
+    it; None if the grid lacks it. NaN: not looked at, or not finite.
 
     Log-probabilities are of the documents that have a single right choice.
     """
-    columns = [index for index, cell in enumerate(grid.cells) if cell.component is component]
     if quantity == "score":
-        return _by_unit(grid, grid.quality[:, columns]), _by_unit(grid, grid.vanilla_quality)
-    gold = grid.gold
-    rows = [row for row, choice in enumerate(gold) if choice is not None]
-    if grid.logprob is None or grid.vanilla_logprob is None or not rows:
+        values, vanilla, rows = grid.quality, grid.vanilla_quality, np.arange(len(grid.documents))
+    else:
+        gold = grid.gold
+        rows = np.array([row for row, choice in enumerate(gold) if choice is not None], dtype=np.int64)
+        if grid.logprob is None or grid.vanilla_logprob is None or not len(rows):
+            return None
+        every = np.concatenate([grid.vanilla_logprob[rows][:, None], grid.logprob[rows]], axis=1).astype(float)
+        right = every[np.arange(len(rows)), :, np.array([gold[row] for row in rows], dtype=np.int64)]
+        if quantity == "logprob":
+            right = right - np.logaddexp.reduce(np.where(np.isnan(every), -np.inf, every), axis=2)
+        # A choice of probability 0 has no gain that could be averaged.
+        right = np.where(np.isfinite(right), right, np.nan)
+        rows, right = rows[~np.isnan(right[:, 0])], right[~np.isnan(right[:, 0])]
+        values, vanilla = right[:, 1:], right[:, 0]
+        if not len(rows):
+            return None
+    gains = values - vanilla[:, None]
+    if quantity != "score":
+        gains[np.abs(gains) < _ROUNDING] = 0
+    return values, gains, rows
+
+
+def _tested(grid: Grid, component: Component, quantity: Quantity) -> tuple[np.ndarray, list[Cell]] | None:
+    """Gains [U, C] of the complete cells of a component on fresh documents, and the cells; None where nothing can be
+    cross-validated: fewer than two units, or no cell."""
+    found = _gains(grid, quantity)
+    if found is None:
         return None
-    choices = np.array([gold[row] for row in rows])
-    every = np.concatenate([grid.vanilla_logprob[rows][:, None], grid.logprob[rows][:, columns]], axis=1).astype(float)
-    values = every[np.arange(len(rows)), :, choices]
-    if quantity == "logprob":
-        values = values - np.logaddexp.reduce(np.where(np.isnan(every), -np.inf, every), axis=2)
-    values = _by_unit(grid, values, rows)
-    return values[:, 1:], values[:, 0]
+    _, gains, rows = found
+    complete = ~np.isnan(gains).any(axis=0)
+    own = [n for n, cell in enumerate(grid.cells) if complete[n] and cell.component is component]
+    fresh = grid.fresh[rows]
+    by_unit = _by_unit(grid, gains[fresh][:, own], rows[fresh])
+    return (by_unit, [grid.cells[n] for n in own]) if own and len(by_unit) > 1 else None
 
 
-def _by_unit(grid: Grid, values: np.ndarray, rows: Sequence[int] | None = None) -> np.ndarray:
-    """Values of documents [D, …] (or of `rows` of them) to units [U, …], whose mean is the documents' mean.
-
-    A pooled grid's documents of the same key become one; a unit is NaN where one of its documents is.
-    """
+def _by_unit(grid: Grid, values: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+    """Values of documents [D, …] (or of `rows` of them) to units [U, …], whose mean is the documents' mean."""
     if "pooled" not in grid.meta:
         return values
-    names = [name.split("/", 2)[2] for name in (grid.documents if rows is None else [grid.documents[r] for r in rows])]
-    keys, unit = np.unique(names, return_inverse=True)
-    sums = np.zeros((len(keys), *values.shape[1:]))
+    units, unit = np.unique(grid.units if rows is None else grid.units[rows], return_inverse=True)
+    sums = np.zeros((len(units), *values.shape[1:]))
     np.add.at(sums, unit, values)
-    return sums * (len(keys) / len(names))
+    return sums * (len(units) / len(unit))
 
 
 def _reliability(grid: Grid, component: Component, quantity: Quantity, seed: int) -> dict[str, Any] | None:
-    found = _values(grid, component, quantity)
-    if found is None:
-        return None
-    complete = ~np.isnan(found[0]).any(axis=0)
-    # A correlation over cells needs at least two of them, and halves two documents.
-    if len(found[0]) < 2 or complete.sum() < 2:
-        return None
-    return stats.split_half(found[0][:, complete], seed=seed)
+    found = _tested(grid, component, quantity)
+    # A correlation over cells needs at least two of them.
+    return None if found is None or len(found[1]) < 2 else stats.split_half(found[0], seed=seed)
 
 
 def _summary(found: Effect) -> dict[str, Any]:
@@ -324,9 +328,9 @@ def _mean_seen(values: np.ndarray) -> np.ndarray:
     return np.divide(np.where(known, values, 0).sum(axis=0), counts, out=np.full(len(counts), np.nan), where=counts > 0)
 
 
-def _tie_order(cells: Sequence[Cell]) -> np.ndarray:
-    """Rank of each cell [C] among equals: the smallest target layer first, then the largest source layer (METHOD 3)."""
-    ranked = sorted(range(len(cells)), key=lambda n: (cells[n].target, -cells[n].source))
+def _order(cells: Sequence[Cell]) -> np.ndarray:
+    """Rank of each cell [C] among equals."""
+    ranked = sorted(range(len(cells)), key=lambda n: cells[n].order)
     order = np.empty(len(cells), dtype=np.int64)
     order[ranked] = np.arange(len(cells))
     return order
@@ -346,7 +350,7 @@ def _plain(values: np.ndarray) -> list[float | None]:
 
 def best_rows(analysis: dict[str, Any], number: int = 5) -> Rows:
     """The best cells of each component: gain over vanilla, its p-values, and the right choice's log-probability."""
-    header = ["cell", analysis["metric"], "gain", "p", "max-T p", "FDR q", "nats", "max-T p"]
+    header = ["cell", analysis["metric"], "gain", "p", "max-T p", "FDR q", "nats", "nats' max-T p"]
     rows = []
     for name, found in analysis["components"].items():
         for row in found["best"][:number]:
@@ -359,8 +363,12 @@ def best_rows(analysis: dict[str, Any], number: int = 5) -> Rows:
 
 
 def trust_rows(analysis: dict[str, Any]) -> Rows:
-    """Per component: how many cells differ from vanilla, the maps' reliability, what the best cell's gain is worth."""
-    header = ["", "cells", "mean gain", "better", "worse", "r score", "r nats", "best gain", "held out", "low", "high"]
+    """Per component: how many cells differ from vanilla after max-T, the maps' reliability (split halves, corrected to
+    their full length), the best cell's gain, and what it is on documents that it was not chosen on, with 95 %."""
+    header = [
+        *("", "cells", "mean gain", "better (max-T)", "worse", "split-half r", "nats' r"),
+        *("best gain", "held out", "95 %"),
+    ]
     rows = []
     for name, found in analysis["components"].items():
         summary, winner = found["summary"]["score"], found["winner"] or {}
@@ -369,49 +377,39 @@ def trust_rows(analysis: dict[str, Any]) -> Rows:
             for quantity in ("score", "logprob")
         ]
         counts = [str(summary["better_adjusted"]), str(summary["worse_adjusted"])]
-        gains = [_signed(winner.get(key)) for key in ("in_sample", "held_out", "low", "high")]
+        gains = [_signed(winner.get(key)) for key in ("in_sample", "held_out")]
+        gains.append(_interval(winner.get("low"), winner.get("high")))
         rows.append([name, str(summary["complete"]), _signed(summary["mean"]), *counts, *reliability, *gains])
-    return header, rows
-
-
-def curve_rows(analysis: dict[str, Any], component: str) -> Rows:
-    """A row per layer: as source layer (over all target layers), then as target layer."""
-    found = analysis["components"][component]["curves"]
-    names = ("mean", "best", "union")
-    header = ["layer", "depth", *(f"{side} {name}" for side in found for name in names)]
-    rows = []
-    for layer, depth in zip(found["source"]["layer"], found["source"]["depth"], strict=True):
-        values = [_number(found[side][name][layer]) for side in found for name in names]
-        rows.append([str(layer), f"{depth:.2f}", *values])
     return header, rows
 
 
 def bound_rows(analysis: dict[str, Any]) -> Rows:
     """Upper bounds (a cell chosen per document by its score), with what as many guesses, and the controls, reach."""
     header = [
-        "upper bound",
-        "cells",
-        analysis["metric"],
-        "guesses",
-        "control",
-        "control's",
-        "same cells",
-        "above",
-        "low",
-        "high",
+        *("upper bound", "cells", "documents", analysis["metric"], "as many guesses"),
+        *("control", "control's", "real vectors", "real better by", "95 %"),
     ]
     rows = []
-    for name, found in analysis["upper_bounds"]["components"].items():
+    bounds = analysis["upper_bounds"]["components"]
+    for name, found in bounds.items():
+        if name == "all" and len(bounds) == 2:
+            continue  # of one component it is the same
         for kind in ("union", "source_last", "target_first"):
             bound = found[kind]
             if bound["cells"]:
                 label = name if kind == "union" else f"{name} {kind}"
-                rows.append([label, str(bound["cells"]), _number(bound["score"]), _number(bound["chance"]), *["-"] * 6])
+                numbers = [str(bound["cells"]), str(analysis["documents"])]
+                rows.append([label, *numbers, _number(bound["score"]), _number(bound["chance"]), *["-"] * 5])
     for row in analysis["controls"]:
-        compared = [_signed(row[key]) for key in ("above", "above_low", "above_high")]
-        shown = [row["control"], _number(row["score"]), _number(row["reference"]), *compared]
-        rows.append([row["component"], str(row["cells"]), "-", _number(row["chance"]), *shown])
+        shown = [row["control"], _number(row["score"]), _number(row["reference"]), _signed(row["above"])]
+        interval = _interval(row["above_low"], row["above_high"])
+        numbers = [str(row["cells"]), str(row["documents"])]
+        rows.append([row["component"], *numbers, "-", _number(row["chance"]), *shown, interval])
     return header, rows
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
 
 
 def _number(value: float | None) -> str:

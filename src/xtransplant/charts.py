@@ -69,15 +69,16 @@ _COLOURS = {
 }
 
 
-def heatmap(grids: Sequence[Grid], metric: Literal["score", "logprob"] = "score") -> str:
+def heatmap(grids: Sequence[Grid], metric: Literal["score", "logprob"] = "score", seed: int = 0) -> str:
     """A panel per grid and component: target layer to the right, source layer upwards, colour the gain over vanilla.
 
     Blue is better. White is no change; all panels share the scale, which holds the largest gain (stronger losses may
-    lie beyond its end). A star marks the best cell, a frame the cells that differ from vanilla after max-T over the
-    panel's cells (5 %); hatched cells are not in the grid, or not seen on all documents.
+    lie beyond its end). A star marks the best cell, a frame the cells that differ from vanilla after max-T over all
+    cells of the grid (5 %); hatched cells are not in the grid, or not seen on all documents.
 
     Args:
         metric: the main metric's score, or the change of the right choice's log-probability, normalised over choices.
+        seed: of the flips.
 
     Raises:
         XTransplantError: no grid, or none that has log-probabilities.
@@ -85,7 +86,7 @@ def heatmap(grids: Sequence[Grid], metric: Literal["score", "logprob"] = "score"
     panels = []
     for grid in grids:
         for component in components(grid):
-            found = effect(grid, component, metric)
+            found = effect(grid, component, metric, seed=seed)
             if found is not None and found.complete.any():
                 panels.append((grid, component, found))
     if not panels:
@@ -171,7 +172,7 @@ def _map(axis: Any, found: Effect, layers: int, scale: Normalize) -> None:
     axis.set_ylim(-0.5, layers - 0.5)
 
 
-def curves(grids: Sequence[Grid]) -> str:
+def curves(grids: Sequence[Grid], seed: int = 0) -> str:
     """A row per grid and component: scores over source layers (left) and target layers (right), by relative depth.
 
     Mean over the other side's layers, best cell and union (each document's best) of them, with 95 % bands for mean and
@@ -187,7 +188,7 @@ def curves(grids: Sequence[Grid]) -> str:
     with _figure(_WIDTH, 0.9 + 2.5 * len(rows)) as figure:
         axes = figure.subplots(len(rows), 2, squeeze=False, sharey="row", sharex=True)
         for index, (grid, component) in enumerate(rows):
-            found = layer_curves(grid, component)
+            found = layer_curves(grid, component, seed)
             for axis, side in zip(axes[index], ("source", "target"), strict=True):
                 _curve(axis, found[side])
                 axis.axhline(float(grid.vanilla[0].mean()), color=_COLOURS["vanilla"], linestyle="--", linewidth=1.2)
@@ -203,7 +204,7 @@ def curves(grids: Sequence[Grid]) -> str:
         figure.suptitle(common)
         line = [("union", "union (oracle)"), ("best", "best cell"), ("mean", "mean"), ("vanilla", "vanilla")]
         styles: dict[str, Any] = {"chance": "-.", "vanilla": "--", "trivial": ":"}
-        if any(grid.meta.get("num_choices") for grid in grids):
+        if any(grid.choice_scores is not None for grid in grids):
             line.insert(1, ("chance", "as many guesses"))
         if any(grid.meta["trivial_baseline"] is not None for grid in grids):
             line.append(("trivial", "trivial baseline"))
@@ -283,7 +284,7 @@ def bars(tables: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]
                 any(row["chance"] is not None for _, rows in tables for row in rows),
                 {"label": "as many guesses", **_GUESSES},
             ),
-            ("control" in kinds, {"label": "no control, same cells", **_SAME}),
+            ("control" in kinds, {"label": "real vectors, same cells", **_SAME}),
         ]
         handles += [Line2D([], [], **look) for shown, look in marks if shown]
         figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
@@ -330,7 +331,8 @@ def gains(tables: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
                 axis.plot([mean, mean], [line - 0.4, line + 0.4], color="black", linewidth=2.0, zorder=3)
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.tick_params(axis="y", left=False)
-        axis.set_xlabel(f"{tables[0][0]['metrics'][0]}, gain over vanilla")
+        metrics = dict.fromkeys(meta["metrics"][0] for meta, _ in tables)
+        axis.set_xlabel(f"{', '.join(metrics)}, gain over vanilla")
         handles: list[Artist] = [Patch(color=colour[task], label=task) for task in tasks]
         if len(models) > 1:
             handles += [

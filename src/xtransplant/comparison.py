@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 
 from xtransplant import stats
-from xtransplant.grid import SAME_CELLS, Grid, as_list, chance, name_of, ranked, union, unlike
+from xtransplant.grid import (
+    SAME_CELLS,
+    Grid,
+    as_list,
+    chance,
+    name_of,
+    no_counterpart,
+    ranked,
+    same_cells,
+    union,
+    unlike,
+)
 from xtransplant.strategies import evaluate_selection, select
 from xtransplant.types import FIXED, STRATEGIES, XTransplantError
 
@@ -24,37 +35,44 @@ def strategy_table(
 
     Each row has all of these keys, null where one does not apply. `name`; `kind`: baseline, strategy, oracle (reads the
     scores of the very documents it is scored on: no strategy) or control; `score` (mean main metric) of `documents`;
-    `difference` to vanilla with `low` and `high` (95 % bootstrap over documents) and `p` (exact McNemar, two-sided,
-    0/1 scores only, not corrected for the number of rows); `gap_closed`: the share of the way from vanilla to the
-    upper bound, with `gap_low` and `gap_high` (documents resampled, numerator and denominator together; null where
-    there is no gap, the interval also where more than 5 % of the resamples have none); `cells` used and their
-    `number`; `sample_score`, of vanilla and of a strategy, on the documents it was selected on; `chance`: what as many
-    guesses as cells would reach; `reason` where a strategy could not be used.
+    `difference`, its gain over vanilla (positive is better, whatever the metric), with `low` and `high` (95 %: Tango's
+    interval for scores of 0 and 1, else a bootstrap over documents) and `p` (exact McNemar, two-sided, scores of 0 and
+    1 only, not corrected for the number of rows; null for oracles, which chose on these documents); `gap_closed`: the
+    share of the way from vanilla to the upper bound, with `gap_low` and `gap_high` (documents resampled, numerator and
+    denominator together; null where there is no gap, the interval also where more than 5 % of the resamples have none
+    or no document differs from vanilla); `cells` used and their `number`; `sample_score`, of vanilla and of a strategy,
+    on the documents it was selected on; `chance`: what as many guesses as cells would reach; `reason` where a strategy
+    could not be used.
 
     A control's row has its own upper bound as `score`, and as `reference` that of the unseen grid (or the sample grid,
-    whichever has its documents) on the same documents and cells, with `above`, the reference less the control, its
-    interval `above_low`, `above_high`, and `above_p`.
+    whichever has its documents) on the same documents and cells, with `above`, how much better the reference is, its
+    interval `above_low`, `above_high`, and `above_p`; its `difference` is to vanilla on these documents.
 
     Raises:
-        XTransplantError: the grids share a document or are of unlike models or settings; a control that is none, or
-            that has documents of neither grid, or no cell in common.
+        XTransplantError: the grids share a document, are pooled ones, or of unlike models, tasks, language pairs or
+            settings; a control that is none, or that has documents of neither grid, or no cell in common.
     """
-    why = unlike(sample, unseen, (*SAME_CELLS, "metrics"))
+    why = unlike(sample, unseen, (*SAME_CELLS, "task_name", "language_pair", "metrics"))
     if why is not None:
         raise XTransplantError(f"{name_of(sample)} and {name_of(unseen)} cannot be compared: {why}.")
+    if "pooled" in sample.meta or "pooled" in unseen.meta:
+        raise XTransplantError(
+            f"{name_of(unseen)}: give one language pair at a time, for one question is one document."
+        )
     shared = set(sample.own_names) & set(unseen.own_names)
     if shared:
         raise XTransplantError(
             f"{name_of(sample)} and {name_of(unseen)} share {len(shared)} documents: {min(shared)}, …"
         )
-    control_rows = [_control_row(control, sample, unseen, seed) for control in controls]
+    control_rows = _control_rows(controls, sample, unseen, seed)
     vanilla = unseen.vanilla[0].astype(np.float64)
     on_sample = float(sample.vanilla[0].mean(dtype=np.float64))
-    rows = [_row("vanilla", "baseline", vanilla, None, seed) | {"sample_score": on_sample}]
+    rows = [_row("vanilla", "baseline", vanilla, None, 1, seed) | {"sample_score": on_sample}]
     scores: list[np.ndarray | None] = [None]
 
     def add(name: str, kind: str, reached: np.ndarray, **more: Any) -> None:
-        rows.append(_row(name, kind, reached, vanilla, seed) | more)
+        row = _row(name, kind, reached, vanilla, unseen.sign, seed)
+        rows.append(row | ({"p": None} if kind == "oracle" else {}) | more)
         scores.append(reached)
 
     asked: list[tuple[str, str, dict[str, Any]]] = [(name, name, {}) for name in STRATEGIES if name != "fixed"]
@@ -99,16 +117,20 @@ _EMPTY_ROW: dict[str, Any] = dict.fromkeys(
 )
 
 
-def _row(name: str, kind: str, scores: np.ndarray, vanilla: np.ndarray | None, seed: int) -> dict[str, Any]:
+def _row(name: str, kind: str, scores: np.ndarray, vanilla: np.ndarray | None, sign: int, seed: int) -> dict[str, Any]:
     row = _EMPTY_ROW | {"name": name, "kind": kind, "score": float(scores.mean()), "documents": len(scores)}
-    return row if vanilla is None else row | _compared(scores, vanilla, seed, ("difference", "low", "high", "p"))
+    return row if vanilla is None else row | _compared(scores, vanilla, sign, seed, ("difference", "low", "high", "p"))
 
 
-def _compared(a: np.ndarray, b: np.ndarray, seed: int, names: tuple[str, str, str, str]) -> dict[str, Any]:
-    low, high = stats.bootstrap_interval(a - b, seed=seed)
-    binary = bool(np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all())
-    found = (float((a - b).mean()), float(low), float(high), float(stats.mcnemar(a, b)) if binary else None)
-    return dict(zip(names, found, strict=True))
+def _compared(
+    a: np.ndarray, b: np.ndarray, sign: int, seed: int, names: tuple[str, str, str, str]
+) -> dict[str, float | None]:
+    """How much better `a` is than `b`, the interval, and p."""
+    better, worse = (a, b) if sign > 0 else (b, a)
+    difference = better - worse
+    low, high = stats.difference_interval(better, worse, seed)
+    p = stats.mcnemar(a, b) if np.isin([a, b], (0, 1)).all() else None
+    return dict(zip(names, (float(difference.mean()), low, high, p), strict=True))
 
 
 def _gaps(
@@ -131,33 +153,32 @@ def _gaps(
     found: list[dict[str, Any]] = [{"gap_closed": float(share)} for share in shares]
     if there.mean() >= 0.95:
         edges = np.quantile(drawn[there, 1:] / drawn[there, :1], [0.025, 0.975], axis=0)
-        for gap, (low, high) in zip(found, edges.T.tolist(), strict=True):
-            gap |= {"gap_low": low, "gap_high": high}
+        for gap, differs, (low, high) in zip(
+            found, (gains[:, 1:] != 0).any(axis=0).tolist(), edges.T.tolist(), strict=True
+        ):
+            gap |= {"gap_low": low, "gap_high": high} if differs else {}
     remaining = iter(found)
     return [{} if row is None else next(remaining) for row in scores]
 
 
-def _control_row(control: Grid, sample: Grid, unseen: Grid, seed: int) -> dict[str, Any]:
-    kind = control.meta["control"]
-    if kind is None:
-        raise XTransplantError(f"{name_of(control)}: not a control (its `control` is null).")
-    found = [grid for grid in (unseen, sample) if set(control.documents) <= set(grid.documents)]
-    if not found:
-        raise XTransplantError(
-            f"{name_of(control)}, control {kind}: its documents are neither all unseen nor all sample."
+def _control_rows(controls: Sequence[Grid], sample: Grid, unseen: Grid, seed: int) -> list[dict[str, Any]]:
+    kinds = [control.meta["control"] for control in controls]
+    rows = []
+    for control in controls:
+        reasons = {name: no_counterpart(control, grid) for name, grid in (("unseen", unseen), ("sample", sample))}
+        fits = [grid for name, grid in (("unseen", unseen), ("sample", sample)) if reasons[name] is None]
+        kind = control.meta["control"]
+        if not fits:
+            why = "; ".join(dict.fromkeys(f"{name}: {reason}" for name, reason in reasons.items()))
+            raise XTransplantError(f"{name_of(control)}, control {kind}: no grid to compare it with. {why}.")
+        real, cells = same_cells(control, fits[0])
+        reached, reference = (union(grid, grid.columns(cells)) for grid in (control, real))
+        name = f"upper bound, control {kind}"
+        if kinds.count(kind) > 1:
+            name += f" ({', '.join([*dict.fromkeys(cell.component.value for cell in cells), control.meta['split']])})"
+        rows.append(
+            _row(name, "control", reached, control.vanilla[0].astype(np.float64), control.sign, seed)
+            | {"number": len(cells), "chance": chance(control, len(cells)), "reference": float(reference.mean())}
+            | _compared(reference, reached, control.sign, seed, ("above", "above_low", "above_high", "above_p"))
         )
-    why = unlike(control, found[0], ("model_name", "num_layers", "site", "metrics"))
-    if why is not None:
-        raise XTransplantError(f"{name_of(control)}, control {kind}, and {name_of(found[0])}: {why}.")
-    real = found[0].take(control.documents)
-    seen = {cell for cell, yes in zip(real.cells, real.seen, strict=True) if yes}
-    columns = [number for number in ranked(control) if control.cells[number] in seen]
-    if not columns:
-        raise XTransplantError(f"{name_of(control)}, control {kind}: no cell was seen in it and in {name_of(real)}.")
-    reached = union(control, columns)
-    reference = union(real, real.columns([control.cells[number] for number in columns]))
-    return (
-        _row(f"upper bound, control {kind}", "control", reached, control.vanilla[0].astype(np.float64), seed)
-        | {"number": len(columns), "chance": chance(control, len(columns)), "reference": float(reference.mean())}
-        | _compared(reference, reached, seed, ("above", "above_low", "above_high", "above_p"))
-    )
+    return rows

@@ -28,6 +28,16 @@ def main_metric(names: Sequence[str]) -> str:
     return "acc" if "acc" in names else names[0]
 
 
+def check(tasks: Sequence[ConfigurableTask]) -> None:
+    """Raise XTransplantError for a task whose requests are not its choices."""
+    for task in tasks:
+        if "acc_mutual_info" in task._metric_fn_list:
+            raise XTransplantError(
+                f"{task.config.task}: its metric acc_mutual_info asks for every choice a second time, without the "
+                "prompt, where nothing can be transplanted. Use the task without this metric."
+            )
+
+
 def document_scores(task: ConfigurableTask, requests: Sequence[Instance], rows: int) -> dict[str, np.ndarray]:
     """The metrics of one document in every row [rows]; NaN where a row has no response. As evaluator.py of the harness.
 
@@ -132,9 +142,8 @@ def make_grid(pairs: Sequence[Pairing], templates: Sequence[str], cells: Sequenc
             for d, (task, group) in enumerate(zip(tasks, requests_of, strict=True)):
                 graded[d, : len(group)] = choice_scores(task, group, main)
             arrays["choice_scores"] = graded
-    counts = [len(group) for group in requests_of] if "choice_scores" in arrays else None
     return Grid(
-        {**meta, "metrics": names, "higher_is_better": higher, "num_choices": counts},
+        {**meta, "metrics": names, "higher_is_better": higher},
         list(cells),
         documents,
         table[:, :, 1:],

@@ -12,16 +12,18 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from xtransplant.types import Cell, Component, XTransplantError
+
+T = TypeVar("T")
 
 FORMAT = 1
 # Array -> its shape in terms of K, D, C, M, and its type. All but the first two may be None.
@@ -46,7 +48,7 @@ class Grid:
     Attributes:
         meta: JSON values: model_name, model (provenance), num_layers, task_name, tasks, language_pair, split, site,
             control (null, random_document, noise, self), metrics (the first is the main one), higher_is_better
-            {metric: bool}, trivial_baseline, num_choices [D] or null, config_hash, …
+            {metric: bool}, trivial_baseline, config_hash, …
         cells: C distinct cells.
         documents: D names, "<task>/<key>", distinct, in the order of evaluation.
         scores: [K, D, C] float32; NaN: not looked at (budget).
@@ -102,9 +104,6 @@ class Grid:
             largest = max(self.text.max(), self.vanilla_text.max())
             if largest >= len(self.texts) or min(self.text.min(), self.vanilla_text.min()) < -1:
                 raise ValueError(f"a text of index {largest} among {len(self.texts)}")
-        counts = self.meta.get("num_choices")
-        if counts is not None and len(counts) != len(self.documents):
-            raise ValueError(f"num_choices of {len(counts)} documents, not {len(self.documents)}")
 
     @property
     def metric(self) -> str:
@@ -130,6 +129,26 @@ class Grid:
     def seen(self) -> np.ndarray:
         """[C] bool: cells looked at on all documents."""
         return ~np.isnan(self.scores[0]).any(axis=0)
+
+    @cached_property
+    def fresh(self) -> np.ndarray:
+        """[D] bool: documents that had no say in which cells are seen: all of a whole grid; with a budget those of the
+        last round, for the cells that it looks at were chosen on the others. Tests are valid on fresh ones only."""
+        looked_at = ~np.isnan(self.scores[0])
+        fresh = np.zeros(len(looked_at), dtype=bool)
+        groups = [name.partition("/")[0] if "pooled" in self.meta else "" for name in self.documents]
+        for group in dict.fromkeys(groups):
+            rows = np.array([each == group for each in groups])
+            fresh[rows] = (looked_at[rows] == looked_at[rows].all(axis=0)).all(axis=1)
+        return fresh
+
+    @cached_property
+    def units(self) -> np.ndarray:
+        """[D] the number of each document's unit, that is what is drawn in resamples and flips: the document; of a
+        pooled grid the question, which in several languages is not several independent ones."""
+        if "pooled" not in self.meta:
+            return np.arange(len(self.documents))
+        return np.unique(self.own_names, return_inverse=True)[1]
 
     @property
     def own_names(self) -> list[str]:
@@ -170,13 +189,7 @@ class Grid:
         Raises:
             XTransplantError: the grid lacks one of them.
         """
-        place = {cell: index for index, cell in enumerate(self.cells)}
-        missing = [cell for cell in cells if cell not in place]
-        if missing:
-            raise XTransplantError(
-                f"{name_of(self)}: {len(missing)} of {len(cells)} cells are not in the grid, e.g. {show(missing[0])}."
-            )
-        return [place[cell] for cell in cells]
+        return self._places(cells, self.cells, "cells", show)
 
     def take(self, documents: Sequence[str]) -> Grid:
         """The same grid of some of its documents, in the order given.
@@ -184,21 +197,21 @@ class Grid:
         Raises:
             XTransplantError: the grid lacks one of them.
         """
-        place = {name: index for index, name in enumerate(self.documents)}
-        missing = [name for name in documents if name not in place]
-        if missing:
-            raise XTransplantError(
-                f"{name_of(self)}: {len(missing)} of {len(documents)} documents are not in the grid, e.g. {missing[0]}."
-            )
-        rows = [place[name] for name in documents]
+        rows = self._places(documents, self.documents, "documents", str)
         arrays: dict[str, Any] = {
             name: np.take(array, rows, axis=axes.index("D"))
             for name, (axes, _) in _ARRAYS.items()
             if (array := getattr(self, name)) is not None
         }
-        counts = self.meta.get("num_choices")
-        meta = self.meta | {"num_choices": None if counts is None else [counts[row] for row in rows]}
-        return replace(self, meta=meta, documents=list(documents), **arrays)
+        return replace(self, documents=list(documents), **arrays)
+
+    def _places(self, wanted: Sequence[T], there: Sequence[T], what: str, shown: Callable[[T], str]) -> list[int]:
+        place = {each: index for index, each in enumerate(there)}
+        missing = [each for each in wanted if each not in place]
+        if missing:
+            counts = f"{len(missing)} of {len(wanted)} {what}"
+            raise XTransplantError(f"{name_of(self)}: {counts} are not in the grid, e.g. {shown(missing[0])}.")
+        return [place[each] for each in wanted]
 
     def save(self, path: Path) -> None:
         """Write one compressed .npz, at once or not at all; equal content gives equal bytes.
@@ -325,13 +338,11 @@ def pool(grids: Sequence[Grid]) -> Grid:
             numbers = [np.array([*(index[text] for text in grid.texts or []), -1]) for grid in grids]
             parts = [number[part] for number, part in zip(numbers, parts, strict=True)]
         arrays[name] = np.concatenate(parts, axis=axes.index("D"))
-    counts = [grid.meta.get("num_choices") for grid in grids]
     trivial = [grid.meta.get("trivial_baseline") for grid in grids]
     sizes = [len(grid.documents) for grid in grids]
     meta = first.meta | {
         "language_pair": pairs[0] if all(pair == pairs[0] for pair in pairs) else None,
         "tasks": list(dict.fromkeys(task for grid in grids for task in grid.meta["tasks"])),
-        "num_choices": None if None in counts else [count for each in counts for count in each or []],
         "trivial_baseline": None
         if None in trivial
         else float(np.average(np.array(trivial, dtype=float), weights=sizes)),
@@ -354,18 +365,13 @@ def pool(grids: Sequence[Grid]) -> Grid:
 def ranked(grid: Grid, among: np.ndarray | None = None, rows: np.ndarray | None = None) -> np.ndarray:
     """Columns of the cells seen on all documents (or of `among` [C] bool), the best mean of the main metric first.
 
-    Ties go to the smallest target layer, then the largest source layer (METHOD section 3), then ffn before attn. With
-    `rows` [D] bool, the mean is over those documents.
+    Ties are broken by `Cell.order`. With `rows` [D] bool, the mean is over those documents.
     """
     columns = np.flatnonzero(grid.seen if among is None else among)
     quality = grid.quality[:, columns] if rows is None else grid.quality[rows][:, columns]
     # Means of the same numbers in another order differ by rounding: equal to 9 digits is a tie.
     means = np.round(quality.mean(axis=0), 9)
-    components = list(Component)
-    keys = [
-        (-mean, grid.cells[column].target, -grid.cells[column].source, components.index(grid.cells[column].component))
-        for mean, column in zip(means, columns, strict=True)
-    ]
+    keys = [(-mean, *grid.cells[column].order) for mean, column in zip(means, columns, strict=True)]
     return columns[sorted(range(len(columns)), key=keys.__getitem__)]
 
 
@@ -376,10 +382,48 @@ def union(grid: Grid, columns: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def chance(grid: Grid, number: int) -> float | None:
-    """How many documents at least one of `number` independent guesses gets right: 1 - (1 - 1/m)^k, the mean over the
-    documents' numbers of choices m. None where there are no choices."""
-    counts = grid.meta.get("num_choices")
-    return None if counts is None else float(np.mean(1 - (1 - 1 / np.array(counts)) ** number))
+    """What `union` over `number` cells would reach if each answered at random, with all choices alike; None where there
+    are no choices.
+
+    The expected best of k draws; with one right choice of m it is 1 - (1 - 1/m)^k, the mean over documents.
+    """
+    if grid.choice_scores is None:
+        return None
+    best = []
+    for row in grid.sign * grid.choice_scores.astype(np.float64):
+        values = np.sort(row[~np.isnan(row)])
+        below = (np.arange(len(values) + 1) / len(values)) ** number  # the best of k is among the worst n of m
+        best.append(float(values @ np.diff(below)))
+    return grid.sign * float(np.mean(best))
+
+
+def no_counterpart(control: Grid, grid: Grid) -> str | None:
+    """Why a control cannot be compared with a grid; None if it can: the same setting, and all of its documents."""
+    if control.meta["control"] is None:
+        return "it is not a control (its `control` is null)"
+    why = unlike(control, grid, (*SAME_CELLS[:-1], "task_name", "language_pair", "metrics"))
+    if why is not None:
+        return why
+    missing = set(control.documents) - set(grid.documents)
+    return f"{len(missing)} of its {len(control.documents)} documents are not there" if missing else None
+
+
+def same_cells(control: Grid, grid: Grid) -> tuple[Grid, list[Cell]]:
+    """A grid cut to a control's documents, and the cells that were seen in both, in the control's order.
+
+    Raises:
+        XTransplantError: they cannot be compared, or have no such cell.
+    """
+    name = f"{name_of(control)}, control {control.meta['control']}"
+    why = no_counterpart(control, grid)
+    if why is not None:
+        raise XTransplantError(f"{name}, beside {name_of(grid)}: {why}.")
+    real = grid.take(control.documents)
+    seen = [{cell for cell, yes in zip(each.cells, each.seen, strict=True) if yes} for each in (real, control)]
+    both = [cell for cell in control.cells if cell in seen[0] & seen[1]]
+    if not both:
+        raise XTransplantError(f"{name}: no cell was seen in it and in {name_of(real)}.")
+    return real, both
 
 
 def upper_bounds(grid: Grid, orders: int = 20, seed: int = 0) -> dict[str, Any]:

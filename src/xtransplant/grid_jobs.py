@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from xtransplant.config import (
     run_name,
     to_dict,
 )
-from xtransplant.grid import Grid, as_list
+from xtransplant.grid import Grid, as_list, name_of, no_counterpart
 from xtransplant.types import Component, XTransplantError
 
 if TYPE_CHECKING:
@@ -49,12 +50,12 @@ def grid(config: GridConfig) -> None:
     started = time.perf_counter()
     layers = models.num_layers(config.model)
     folder = Path(config.output_dir, "grid", f"{run_name(config, layers)}-{config_hash(config, layers)}")
-    finished = record.load_run(folder) if not config.overwrite else None
-    if finished is not None:
-        log.info("Already done, nothing computed (overwrite=true computes anew): %s", folder)
+    if jobs.finished_run(config, folder) is not None:
+        shutil.rmtree(folder / _RESPONSES, ignore_errors=True)  # left by a kill right after the run was finished
         print(_grid_summary(Grid.load(folder / GRID)))
         return
     pairs = jobs.load_pairs(config)
+    grading.check([found.target for found in pairs])
     record.open_run(
         folder,
         yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True),
@@ -98,7 +99,6 @@ def grid(config: GridConfig) -> None:
     made = grading.make_grid(pairs, config.task.tasks, lm.cells, _meta(config, lm, pairs, facts))
     made.save(folder / GRID)
     jobs.write_results(folder, results)
-    shards.remove()
     record.close_run(
         folder,
         facts
@@ -110,7 +110,10 @@ def grid(config: GridConfig) -> None:
                 "total_seconds": time.perf_counter() - started,
             },
         },
+        without=_RESPONSES,
     )
+    # Only now: until the manifest is written, they are all that is left of the work.
+    shards.remove()
     print(_grid_summary(made))
     print(f"\n{folder}")
 
@@ -171,7 +174,7 @@ def select(config: SelectConfig) -> None:
     from xtransplant import selection
     from xtransplant import strategies as choosing
 
-    grids, folders = _load(listed(config.grid), "grid")
+    grids, folders = _load(listed(config.grid), "grid", controls=False)
     options = {"component": config.component, "fixed": config.fixed, "candidates": config.candidates}
     chosen = choosing.select(
         grids, config.strategy, config.pooled, folders, alpha=config.alpha, seed=config.seed, **options
@@ -205,19 +208,21 @@ def strategies(config: StrategiesConfig) -> None:
     """Every strategy on unseen grids, for each model, task and language pair that has a sample grid too."""
     from xtransplant import charts, comparison
 
-    samples, _ = _load(listed(config.grid), "grid")
-    unseen, _ = _load(listed(config.unseen), "unseen")
+    samples, _ = _load(listed(config.grid), "grid", controls=False)
+    unseen, _ = _load(listed(config.unseen), "unseen", controls=False)
     controls = _load(listed(config.controls), "controls")[0] if config.controls else []
     found = []
+    beside_of = _beside(controls, [*unseen, *samples])
     for after in unseen:
         before = [each for each in samples if _place(each) == _place(after)]
         if len(before) != 1:
             raise XTransplantError(
                 f"grid: {len(before)} sample grids for {' '.join(_place(after))}, which is among unseen=. Give one."
             )
-        beside = [each for each in controls if _place(each) == _place(after)]
+        beside = [*beside_of[after.sha256], *beside_of[before[0].sha256]]
+        beside = list({each.sha256: each for each in beside}.values())
         found.append((after.meta, comparison.strategy_table(before[0], after, beside, config.seed)))
-    folder = _results_folder(config, "strategies", [*samples, *unseen, *controls])
+    folder = _results_folder(config, "strategies", {"grid": samples, "unseen": unseen, "controls": controls})
     record.write(folder / "strategies.json", record.as_json([{"grid": meta, "rows": rows} for meta, rows in found]))
     record.write(folder / "strategies.svg", charts.bars(found))
     record.write(folder / "gains.svg", charts.gains(found))
@@ -233,39 +238,70 @@ def analyze(config: AnalyzeConfig) -> None:
 
     grids, _ = _load(listed(config.grid), "grid")
     controls = _load(listed(config.controls), "controls")[0] if config.controls else []
-    found = []
-    for each in grids:
-        beside = [control for control in controls if _place(control) == _place(each)]
-        found.append(analysis.analyze(each, beside, seed=config.seed))
-    folder = _results_folder(config, "analyze", [*grids, *controls])
+    beside = _beside(controls, grids)
+    found = [analysis.analyze(each, beside[each.sha256], seed=config.seed) for each in grids]
+    folder = _results_folder(config, "analyze", {"grid": grids, "controls": controls})
     record.write(folder / "analysis.json", record.as_json(found))
-    record.write(folder / "heatmap.svg", charts.heatmap(grids))
+    record.write(folder / "heatmap.svg", charts.heatmap(grids, seed=config.seed))
     if any(each.choice_scores is not None for each in grids):
         choices = [each for each in grids if each.choice_scores is not None]
-        record.write(folder / "heatmap_logprob.svg", charts.heatmap(choices, metric="logprob"))
-    record.write(folder / "curves.svg", charts.curves(grids))
+        record.write(folder / "heatmap_logprob.svg", charts.heatmap(choices, "logprob", config.seed))
+    record.write(folder / "curves.svg", charts.curves(grids, config.seed))
     for each, facts in zip(grids, found, strict=True):
-        print(f"\n{' '.join(_place(each))}, {each.meta['split']}, {len(each.documents)} documents\n")
+        print(f"\n{' '.join(_place(each))}, {each.meta['split']}, {len(each.documents)} documents")
+        if facts["fresh"] < facts["documents"]:
+            print(f"Tests are on the {facts['fresh']} documents of the budget's last round only.")
+        print()
         for rows in (analysis.best_rows(facts), analysis.bound_rows(facts), analysis.trust_rows(facts)):
             print(tables.table(*rows), end="\n\n")
     print(folder)
 
 
-def _load(places: Sequence[str], key: str) -> tuple[list[Grid], list[str]]:
+def _load(places: Sequence[str], key: str, controls: bool = True) -> tuple[list[Grid], list[str]]:
+    """Grids and their folders.
+
+    Args:
+        controls: False leaves out control grids, which a pattern easily takes in: nothing is chosen on them.
+
+    Raises:
+        XTransplantError: there are none.
+    """
     runs = record.find_runs(places, "grid", key)
+    if not controls:
+        kept = [run for run in runs if run.manifest["control"] is None]
+        if not kept:
+            raise XTransplantError(f"{key}: only control grids there, e.g. {runs[0].folder}. Give grids without one.")
+        if len(kept) < len(runs):
+            log.info("%s: %d control grids among them are left out.", key, len(runs) - len(kept))
+        runs = kept
     return [Grid.load(run.folder / GRID) for run in runs], [str(run.folder) for run in runs]
+
+
+def _beside(controls: Sequence[Grid], grids: Sequence[Grid]) -> dict[str, list[Grid]]:
+    """For each grid, by its hash, the controls that can be compared with it.
+
+    Raises:
+        XTransplantError: a control that fits none.
+    """
+    found = {grid.sha256: [each for each in controls if no_counterpart(each, grid) is None] for grid in grids}
+    for control in controls:
+        if not any(control is each for beside in found.values() for each in beside):
+            reasons = "; ".join(dict.fromkeys(f"{name_of(grid)}: {no_counterpart(control, grid)}" for grid in grids))
+            raise XTransplantError(f"controls: {name_of(control)}: no grid to compare it with. {reasons}.")
+    return found
 
 
 def _place(made: Grid) -> tuple[str, ...]:
     return str(made.meta["model_name"]), str(made.meta["task_name"]), "-".join(made.meta["language_pair"])
 
 
-def _results_folder(config: StrategiesConfig | AnalyzeConfig, job: str, grids: Sequence[Grid]) -> Path:
-    """Named by what was read, so that the same question has the same answer in the same place."""
-    named = [each.sha256 for each in grids] + [str(config.seed)]
-    digest = hashlib.sha256("".join(named).encode()).hexdigest()[:12]
-    models_named = "_".join(dict.fromkeys(str(each.meta["model_name"]) for each in grids))
-    tasks = "_".join(dict.fromkeys(str(each.meta["task_name"]) for each in grids))
+def _results_folder(config: StrategiesConfig | AnalyzeConfig, job: str, grids: Mapping[str, Sequence[Grid]]) -> Path:
+    """Named by what was read and as what, so that the same question has the same answer in the same place."""
+    named = {role: [each.sha256 for each in some] for role, some in grids.items()}
+    digest = hashlib.sha256(record.as_json([named, config.seed]).encode()).hexdigest()[:12]
+    every = [each for some in grids.values() for each in some]
+    models_named = "_".join(dict.fromkeys(str(each.meta["model_name"]) for each in every))
+    tasks = "_".join(dict.fromkeys(str(each.meta["task_name"]) for each in every))
     folder = Path(config.output_dir, job, f"{models_named[:30]}-{tasks[:30]}-{digest}")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -304,18 +340,21 @@ def _strategy_text(rows: Sequence[dict[str, Any]]) -> str:
                 _cells_shown(cells) if cells is not None and row["kind"] == "strategy" else _remark(row),
             ]
         )
-    header = ["strategy", "score", "gain", "95 %", "p", "on sample", "gap closed", "95 %", "cells"]
+    header = ["", "score", "gain", "gain's 95 %", "p", "on sample", "gap closed", "its 95 %", "cells"]
     return tables.table(header, lines)
 
 
 def _remark(row: dict[str, Any]) -> str:
+    """What is to be known of an oracle or a control."""
+    if row["kind"] == "baseline":
+        return ""
+    cells = f"{row['number']} cell{'s' if row['number'] > 1 else ''}"
     if row["kind"] == "control":
-        return f"real vectors on the same documents: {row['reference']:.3f}"
-    parts = []
-    if row["kind"] == "oracle":
-        parts.append("oracle")
-    if row.get("number"):
-        parts.append(f"{row['number']} cells")
-    if row.get("chance") is not None:
-        parts.append(f"as many guesses: {row['chance']:.3f}")
-    return ", ".join(parts)
+        p = "" if row["above_p"] is None else f", p {row['above_p']:.3g}"
+        interval = f"{row['above_low']:+.2f} to {row['above_high']:+.2f}{p}"
+        return (
+            f"{cells}, {row['documents']} documents; real vectors there: {row['reference']:.3f}, "
+            f"better by {row['above']:+.3f} ({interval})"
+        )
+    guesses = "" if row["chance"] is None else f", as many guesses: {row['chance']:.3f}"
+    return f"oracle, {cells}{guesses}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from xtransplant import loading, models, pairing, record, selection, tables
+from xtransplant import grading, loading, models, pairing, record, selection, tables
 from xtransplant.config import (
     Control,
     DoctorConfig,
@@ -43,14 +43,15 @@ def evaluate(config: EvaluateConfig) -> None:
     strategy = None if chosen is None else chosen.strategy
     name, short_hash = run_name(config, layers, strategy), config_hash(config, layers, content)
     folder = Path(config.output_dir, "evaluate", f"{name}-{short_hash}")
-    finished = record.load_run(folder) if not config.overwrite else None
+    finished = finished_run(config, folder)
     if finished is not None:
-        log.info("Already done, nothing computed (overwrite=true computes anew): %s", folder)
         print(tables.run_table(finished))
         return
     pairs = load_pairs(config)
     if chosen is not None:
         _refuse_selected(config, chosen, pairs)
+        if len(chosen.cells) > 1:
+            grading.check([found.target for found in pairs])
     record.open_run(folder, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
     lm = TransplantLM.from_config(config)
     loaded = time.perf_counter()
@@ -77,6 +78,24 @@ def evaluate(config: EvaluateConfig) -> None:
     if lm.counts.promptless:
         print(f"{lm.counts.promptless} requests had no prompt, and no transplant.")
     print(f"\n{folder}")
+
+
+def finished_run(config: TaskJob, folder: Path) -> record.Run | None:
+    """The run in a folder, if it is finished and need not be computed.
+
+    Raises:
+        XTransplantError: the model's files, or the run's, have changed since.
+    """
+    found = record.load_run(folder) if not config.overwrite else None
+    if found is not None:
+        changed = loading.changed_since(config.model, found.manifest["model"])
+        if changed:
+            raise XTransplantError(
+                f"{folder} was computed with other files of the model: changed since then: {', '.join(changed)}. "
+                "Compute it anew with overwrite=true, or keep it and give another output_dir."
+            )
+        log.info("Already done, nothing computed (overwrite=true computes anew): %s", folder)
+    return found
 
 
 def load_pairs(config: TaskJob) -> list[pairing.Pairing]:

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -258,6 +259,30 @@ def _provenance(
     if kind is Kind.embedded:
         described["made_from"] = _converted_from(config.path, folder, sums)
     return described
+
+
+def changed_since(config: ModelConfig, recorded: Mapping[str, Any]) -> list[str]:
+    """Which files of the model and its adapter are not those that a run recorded (`LoadedModel.provenance`).
+
+    Of a hub repository: whether its cached commit is another one.
+    """
+    kind = kind_of(config.path)
+    if kind is Kind.hub:
+        snapshot = _hub_snapshot(config)
+        changed = [] if snapshot is None or snapshot.name == recorded["revision"] else [f"{config.path} on the hub"]
+    elif kind is Kind.embedded:
+        changed = []  # checked whenever it is loaded, and not to be fetched for this
+    else:
+        changed = _unlike(Path(_where(config)["pretrained_model_name_or_path"]), recorded["files"])
+    adapter = recorded["adapter"]
+    if adapter is not None and kind_of(str(config.adapter)) is not Kind.hub:
+        changed += _unlike(Path(str(config.adapter)).expanduser(), adapter["files"])
+    return changed
+
+
+def _unlike(folder: Path, expected: Mapping[str, str]) -> list[str]:
+    there = _sums([folder / name for name in expected if (folder / name).is_file()])
+    return [str(folder / name) for name, known in expected.items() if there.get(name) != known]
 
 
 def _converted_from(path: str, folder: Path, sums: dict[str, str]) -> dict[str, Any]:

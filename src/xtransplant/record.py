@@ -60,12 +60,16 @@ def open_run(folder: Path, config: str, keep: str | None = None) -> None:
         ) from error
 
 
-def close_run(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest, with a hash of every other file: its existence says that the run is complete."""
+def close_run(folder: Path, manifest: Mapping[str, Any], without: str | None = None) -> None:
+    """Write the manifest, with a hash of every other file: its existence says that the run is complete.
+
+    Args:
+        without: a folder in it that is about to be removed.
+    """
     hashes = {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and (without is None or not path.is_relative_to(folder / without))
     }
     write(folder / MANIFEST, as_json({"format": FORMAT, **manifest, "files": hashes}))
 

@@ -113,7 +113,9 @@ def fitting(path: str, model: str, task: str, source: str, target: str) -> Selec
     fits = []
     for selection in read(path):
         grids = selection.grids
-        pairs = ["-".join(grid["language_pair"]) for grid in grids]
+        if any(grid.get("control") is not None for grid in grids):
+            continue
+        pairs = [_pair_of(grid) for grid in grids]
         if {grid["model_name"] for grid in grids} == {model} and (selection.pooled or pair in pairs):
             fits.append(selection)
     same_task = [each for each in fits if task in {grid["task_name"] for grid in each.grids}]
@@ -122,7 +124,8 @@ def fitting(path: str, model: str, task: str, source: str, target: str) -> Selec
         return fits[0]
     there = sorted(
         {
-            f"{grid['model_name']} {grid['task_name']} {'any' if each.pooled else '-'.join(grid['language_pair'])}"
+            f"{grid['model_name']} {grid['task_name']} {'any' if each.pooled else _pair_of(grid)}"
+            + (f" control {grid['control']}" if grid.get("control") else "")
             for each in read(path)
             for grid in each.grids
         }
@@ -132,3 +135,8 @@ def fitting(path: str, model: str, task: str, source: str, target: str) -> Selec
         f"selection={path}: it holds {what} for {model} and {pair}. It holds: {'; '.join(there)}. Select on a grid of "
         "this model and language pair, or with pooled=true for any pair."
     )
+
+
+def _pair_of(grid: dict[str, Any]) -> str:
+    """The language pair of a grid that was selected on; of grids pooled before, several."""
+    return "-".join(grid["language_pair"] or ["several"])

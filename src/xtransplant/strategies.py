@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 from scipy.special import entr
-from scipy.stats import binom
 
+from xtransplant import stats
 from xtransplant.grid import SAME_CELLS, Grid, as_list, name_of, pool, ranked, show
 from xtransplant.selection import Selection
 from xtransplant.types import FIXED, ONE_CELL, STRATEGIES, Cell, Component, LayerPair, XTransplantError
@@ -50,7 +50,7 @@ class Options:
         fixed: for `fixed`: a name of `types.FIXED`, or [component, source, target] with layers as in `LayerPair.parse`.
         candidates: for the strategies that decide per document: this many of the best cells on the sample, or "all".
         alpha: for `cross_validated`: one-sided level.
-        folds: for `cross_validated` and `router`; at most the number of different keys.
+        folds: for `cross_validated` and `router`; at most the number of different questions.
         seed: of the folds.
     """
 
@@ -81,8 +81,8 @@ def select(
 ) -> list[Selection]:
     """Choose on the documents of each grid, or once on all together (`pooled`).
 
-    Only cells seen on all selected documents can be chosen. Ties go to the smallest target layer, then the largest
-    source layer (METHOD section 3), then ffn before attn.
+    Only cells seen on all selected documents can be chosen; ties are broken by `Cell.order`. Where a budget chose which
+    those are, what is cross-validated (`cross_validated`, `router`) is so on the documents of its last round.
 
     Args:
         folders: of the grids, for the record.
@@ -170,28 +170,31 @@ def _listed(given: Any) -> Any:
 
 
 def _folds(grid: Grid, options: Options) -> tuple[np.ndarray, np.ndarray]:
-    """Per document its key's number [D] and its fold [D]: the same question in several languages is in one fold."""
-    keys, key = np.unique([name.partition("/")[2] for name in grid.own_names], return_inverse=True)
-    if len(keys) < 2:
+    """Per document its unit [D] and its fold [D], -1 where it is not fresh: a question in several languages is in one
+    fold, and documents that decided which cells are there test nothing."""
+    units, unit = np.unique(grid.units[grid.fresh], return_inverse=True)
+    if len(units) < 2:
         raise XTransplantError(f"{name_of(grid)}: cross-validation needs two documents or more.")
-    fold = np.random.default_rng(options.seed).permutation(len(keys)) % min(options.folds, len(keys))
-    return key, fold[key]
+    fold = np.full(len(grid.documents), -1)
+    drawn = np.random.default_rng(options.seed).permutation(len(units)) % min(options.folds, len(units))
+    fold[grid.fresh] = drawn[unit]
+    return grid.units, fold
 
 
 def _held_out(grid: Grid, among: np.ndarray, options: Options) -> dict[str, Any]:
-    """The gain over vanilla, on each fold, of the cell that is best on the others; and an exact one-sided sign test of
-    the gains, summed over a key's documents (McNemar's on 0/1 scores)."""
-    key, fold = _folds(grid, options)
-    gain = np.zeros(len(grid.documents))
-    for left_out in range(fold.max() + 1):
-        inside = fold != left_out
-        column = ranked(grid, among, inside)[0]
-        gain[~inside] = (grid.quality[:, column] - grid.vanilla_quality)[~inside]
-    sums = np.bincount(key, weights=gain)
-    up, down = int((sums > 1e-9).sum()), int((sums < -1e-9).sum())
-    p = float(binom.sf(up - 1, up + down, 0.5)) if up + down else 1.0
-    settings = {"alpha": options.alpha, "folds": int(fold.max()) + 1, "seed": options.seed}
-    return settings | {"held_out_gain": grid.sign * float(gain.mean()), "p": p}
+    """The gain over vanilla, on each fold, of the cell that is best on the others, and its p (`stats.chosen_gain`)."""
+    unit, fold = _folds(grid, options)
+    units, first, unit = np.unique(unit[grid.fresh], return_index=True, return_inverse=True)
+    columns = sorted(np.flatnonzero(among), key=lambda column: grid.cells[column].order)
+    gains = np.zeros((len(units), len(columns)))
+    np.add.at(gains, unit, (grid.quality[:, columns] - grid.vanilla_quality[:, None])[grid.fresh])
+    documents = int(grid.fresh.sum())
+    # Means over documents: a unit may be several of them.
+    gains *= len(units) / documents
+    folds = fold[grid.fresh][first]
+    gain, p = stats.chosen_gain(gains, folds, np.arange(len(columns)), seed=options.seed)
+    settings = {"alpha": options.alpha, "folds": int(folds.max()) + 1, "seed": options.seed}
+    return settings | {"tested_on": documents, "held_out_gain": gain, "p": p}
 
 
 def _bands(grid: Grid, among: np.ndarray) -> list[tuple[np.ndarray, dict[str, Any]]]:
@@ -222,14 +225,14 @@ def _fit_router(grid: Grid, among: np.ndarray, number: int, options: Options) ->
     _, fold = _folds(grid, options)
     features, right, weights = [], [], []
     for left_out in range(fold.max() + 1):
-        inside = fold != left_out
+        inside, outside = (fold >= 0) & (fold != left_out), fold == left_out
         columns = ranked(grid, among, inside)[:number]
         cells = [grid.cells[column] for column in columns]
         quality = np.column_stack([grid.vanilla_quality, grid.quality[:, columns]])
         gains = _gains(quality[inside])
-        described = _features(cells, num_layers, gains, _logprob(grid, columns))[~inside]
+        described = _features(cells, num_layers, gains, _logprob(grid, columns)[outside])
         features.append(described.reshape(-1, len(_FEATURES)))
-        right.append((quality >= best[:, None] - 1e-6)[~inside].ravel())
+        right.append((quality >= best[:, None] - 1e-6)[outside].ravel())
         weights.append(np.full(len(right[-1]), 1 / quality.shape[1]))
     inputs, labels, weight = np.concatenate(features), np.concatenate(right), np.concatenate(weights)
     mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
@@ -240,9 +243,10 @@ def _fit_router(grid: Grid, among: np.ndarray, number: int, options: Options) ->
         fitted = LogisticRegression(max_iter=2000, tol=1e-8).fit((inputs - mean) / scale, labels, weight)
         coefficients, intercept = fitted.coef_[0], float(fitted.intercept_[0])
     columns = ranked(grid, among)[:number]
+    quality = np.column_stack([grid.vanilla_quality, grid.quality[:, columns]])
     return {
         "num_layers": num_layers,
-        "sample_gain": _gains(np.column_stack([grid.vanilla_quality, grid.quality[:, columns]])).tolist(),
+        "sample_gain": _gains(quality[grid.fresh]).tolist(),
         "folds": int(fold.max()) + 1,
         "seed": options.seed,
         "features": list(_FEATURES),
@@ -453,6 +457,6 @@ def _check_choices(strategy: str, grid: Grid) -> None:
 
 def _needs_choices(strategy: str) -> XTransplantError:
     return XTransplantError(
-        f"{strategy} needs the log-probabilities of choices, which generation has not. "
-        f"For generation: {', '.join(FOR_GENERATION)}."
+        f"{strategy} needs the log-probabilities of choices, and this task has none. "
+        f"Without choices: {', '.join(ONE_CELL)}; for generation also vote."
     )

@@ -201,7 +201,7 @@ class SweepLM(TransplantLM):
             for number, (some, (_, kept)) in enumerate(zip(rounds, plan, strict=True)):
                 if number:
                     # Stable: equal ones stay in the order of the paper's ties.
-                    order = sorted(alive, key=lambda c: (-round(total[1 + c], 9), *_tie_order(self.cells[c])))
+                    order = sorted(alive, key=lambda c: (-round(total[1 + c], 9), *self.cells[c].order))
                     alive = sorted(order[:kept])
                 work(asked[number], alive, bar)
                 if self.halving is None:
@@ -383,11 +383,6 @@ def _duration(seconds: float) -> str:
 def _for_one(choose: Callable[[list[int], Any], list[int]]) -> Callable[[int, list[int], Any], list[int]]:
     """The engine's way to choose tokens, where the only document is known."""
     return lambda _, rows, logits: choose(rows, logits)
-
-
-def _tie_order(cell: Cell) -> tuple[int, int]:
-    """METHOD section 3: the smallest target layer, then the largest source layer."""
-    return cell.target, -cell.source
 
 
 def _question(kind: str, key: Key, asked: Any, cells: Sequence[Cell], site: Site, noise_seed: int | None) -> str:

@@ -93,6 +93,12 @@ class Cell(NamedTuple):
     source: int
     target: int
 
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Of equally good cells the smallest is taken: the smallest target layer, then the largest source layer (METHOD
+        section 3), then ffn before attn."""
+        return self.target, -self.source, list(Component).index(self.component)
+
 
 def _layer_index(given: Any, num_layers: int, example: str) -> int:
     named = {"first": 0, "last": num_layers - 1}

@@ -25,7 +25,7 @@ def meta(num_layers: int, cells: Sequence[Cell], **changes: Any) -> dict[str, An
         "model": {"files": {"model.safetensors": "ab12"}, "adapter": None}, "num_layers": num_layers,
         "hidden_size": 8, "language_pair": ["en", "sw"], "split": "sample", "seed": 1234, "site": "module",
         "control": None, "components": list(dict.fromkeys(cell.component.value for cell in cells)), "pairs": "all",
-        "metrics": ["acc"], "higher_is_better": {"acc": True}, "trivial_baseline": 0.25, "num_choices": None,
+        "metrics": ["acc"], "higher_is_better": {"acc": True}, "trivial_baseline": 0.25,
     }  # fmt: skip
     return facts | changes
 
@@ -69,7 +69,7 @@ def choice_grid(
     logprob = logits - np.log(np.exp(logits).sum(axis=2, keepdims=True)) - 1.5
     correct = (logprob.argmax(axis=2) == gold[:, None]).astype(np.float32)
     logprob = np.where(exists[:, None, :], logprob, np.nan).astype(np.float32)
-    facts = meta(num_layers, cells, num_choices=counts.tolist(), **changes)
+    facts = meta(num_layers, cells, **changes)
     # Any other metric is 1 wherever the main one is, and sometimes where it is not.
     others = [np.maximum(correct, generator.random(correct.shape) < 0.1) for _ in facts["metrics"][1:]]
     scores = np.stack([correct, *others]).astype(np.float32)
@@ -132,3 +132,9 @@ def hand_grid(
     facts = meta(num_layers, cells, **changes)
     names = [f"{facts['tasks'][0]}/{row}" for row in range(len(scores))]
     return Grid(facts, list(cells), names, np.array([scores]), np.array([vanilla]))
+
+
+def counts_of(grid: Grid) -> list[int]:
+    """How many choices each document has."""
+    assert grid.choice_scores is not None
+    return (~np.isnan(grid.choice_scores)).sum(axis=1).tolist()

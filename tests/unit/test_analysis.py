@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from tests.unit.grids import BEST, all_cells, choice_grid, hand_grid, text_grid
+from tests.unit.grids import BEST, all_cells, choice_grid, counts_of, hand_grid, text_grid
 from xtransplant.analysis import (
     analyze,
     best_rows,
     bound_rows,
     components,
-    curve_rows,
     effect,
     layer_curves,
     trust_rows,
@@ -59,11 +58,11 @@ def test_tests_are_those_of_stats() -> None:
     grid = choice_grid(seed=3)
     found = effect(grid, Component.attn, permutations=300, seed=5)
     assert found is not None
-    columns = [n for n, cell in enumerate(grid.cells) if cell.component is Component.attn]
-    scores = grid.scores[0][:, columns]
-    assert found.p.tolist() == pytest.approx([mcnemar(column, grid.vanilla[0]) for column in scores.T])
-    flips = sign_flip_max_t(scores - grid.vanilla[0][:, None], permutations=300, seed=5)
-    assert found.adjusted.tolist() == flips.adjusted.tolist()
+    attn = [n for n, cell in enumerate(grid.cells) if cell.component is Component.attn]
+    assert found.p.tolist() == pytest.approx([mcnemar(grid.scores[0][:, n], grid.vanilla[0]) for n in attn])
+    # The family is the whole grid, the other component's cells too.
+    flips = sign_flip_max_t(grid.scores[0] - grid.vanilla[0][:, None], permutations=300, seed=5)
+    assert found.adjusted.tolist() == flips.adjusted[attn].tolist()
 
 
 def test_a_metric_that_is_better_when_lower_is_turned() -> None:
@@ -89,21 +88,21 @@ def test_a_metric_that_is_better_when_lower_is_turned() -> None:
 def test_log_probabilities_are_of_the_right_choice_normalised_and_raw() -> None:
     grid = choice_grid(num_choices=(2, 4, 3), seed=1)
     assert grid.logprob is not None and grid.vanilla_logprob is not None
-    raw, normalised = np.zeros((2, len(grid.documents), 16))
-    columns = [n for n, cell in enumerate(grid.cells) if cell.component is FFN]
+    raw, normalised = np.zeros((2, len(grid.documents), 32))
     for document, gold in enumerate(grid.gold):
         assert gold is not None
-        count = grid.meta["num_choices"][document]
+        count = counts_of(grid)[document]
         before = grid.vanilla_logprob[document, :count]
-        for n, column in enumerate(columns):
-            after = grid.logprob[document, column, :count]
+        for n in range(32):
+            after = grid.logprob[document, n, :count]
             raw[document, n] = after[gold] - before[gold]
             normalised[document, n] = log_softmax(after)[gold] - log_softmax(before)[gold]
     for quantity, expected in (("logprob_raw", raw), ("logprob", normalised)):
         found = effect(grid, FFN, quantity, permutations=200)  # type: ignore[arg-type]
         assert found is not None
-        assert np.allclose(found.gain, expected.mean(axis=0), atol=1e-5)
-        assert np.allclose(found.adjusted, sign_flip_max_t(expected, permutations=200).adjusted, atol=0.006)
+        ffn = [n for n, cell in enumerate(grid.cells) if cell.component is FFN]
+        assert np.allclose(found.gain, expected.mean(axis=0)[ffn], atol=1e-5)
+        assert np.allclose(found.adjusted, sign_flip_max_t(expected, permutations=200).adjusted[ffn], atol=0.006)
 
 
 def test_documents_without_a_single_right_choice_have_no_log_probability() -> None:
@@ -114,6 +113,17 @@ def test_documents_without_a_single_right_choice_have_no_log_probability() -> No
     found = effect(grid, FFN, "logprob")
     assert found is not None and found.seen.tolist() == [5] * 16
     assert effect(text_grid(), FFN, "logprob") is None
+
+
+def test_a_choice_of_probability_zero_has_no_gain_to_average() -> None:
+    grid = choice_grid(documents=8)
+    assert grid.logprob is not None
+    gold = grid.gold[3]
+    grid.logprob[3, 2, gold] = -np.inf
+    found = effect(grid, FFN, "logprob")
+    assert found is not None
+    assert (found.seen[2], found.complete[2], found.complete[3]) == (7, False, True)
+    json.dumps(analyze(grid), allow_nan=False)
 
 
 def test_rounding_is_no_change() -> None:
@@ -127,18 +137,21 @@ def test_rounding_is_no_change() -> None:
 
 def test_cells_not_seen_on_all_documents_take_no_part() -> None:
     grid = by_hand()
-    grid.scores[0][3, 2] = np.nan
+    # A round on one document, then the cells that are left on three.
+    grid.scores[0][1:, 2] = np.nan
     grid.scores[0][:, 1] = np.nan
     found = effect(grid, FFN)
     assert found is not None
-    assert found.seen.tolist() == [4, 0, 3, 4]
-    # Vanilla has 1 of those three, the cell 2.
-    assert found.gain.tolist() == pytest.approx([0.25, np.nan, 1 / 3, 0.5], nan_ok=True)
+    assert found.seen.tolist() == [4, 0, 1, 4]
+    # Vanilla has the first document too.
+    assert found.gain.tolist() == pytest.approx([0.25, np.nan, 0.0, 0.5], nan_ok=True)
     assert np.isnan(found.adjusted).tolist() == [False, True, True, False]
-    alone = effect(hand_grid(grid.scores[0][:, [0, 3]].tolist(), [1, 0, 0, 0], [FOUR[0], FOUR[3]], 2), FFN)
+    # The document that helped to choose the cells tests nothing.
+    alone = effect(hand_grid(grid.scores[0][1:, [0, 3]].tolist(), [0, 0, 0], [FOUR[0], FOUR[3]], 2), FFN)
     assert alone is not None and found.adjusted[[0, 3]].tolist() == alone.adjusted.tolist()
     assert [found.cells[n] for n in found.ranked()] == [FOUR[3], FOUR[0]]
     analysis = analyze(grid)
+    assert (analysis["documents"], analysis["fresh"]) == (4, 3)
     assert analysis["components"]["ffn"]["summary"]["score"]["complete"] == 2
     assert analysis["components"]["ffn"]["curves"]["source"]["cells"] == [1, 1]
 
@@ -173,7 +186,9 @@ def test_one_document_is_no_error() -> None:
 
 
 def test_curves_by_hand() -> None:
-    curves = layer_curves(by_hand(num_choices=[2, 2, 2, 2]), FFN)
+    grid = by_hand()
+    grid.choice_scores = np.array([[1, 0]] * 4, dtype=np.float32)
+    curves = layer_curves(grid, FFN)
     source, target = curves["source"], curves["target"]
     assert (source["layer"], source["depth"], source["cells"]) == ([0, 1], [0.0, 1.0], [2, 2])
     assert source["mean"] == [0.25, 0.75]
@@ -281,9 +296,14 @@ def test_a_control_is_compared_on_the_same_cells_and_documents() -> None:
     few = [cell for cell in control.cells if cell.source < 2]
     columns = control.columns(few)
     assert control.logprob is not None
-    smaller = Grid(control.meta, few, control.documents, control.scores[:, :, columns], control.vanilla).take(
-        control.documents[:25]
-    )
+    smaller = Grid(
+        control.meta,
+        few,
+        control.documents,
+        control.scores[:, :, columns],
+        control.vanilla,
+        choice_scores=control.choice_scores,
+    ).take(control.documents[:25])
     ffn, attn = analyze(grid, [smaller])["controls"]
     cells = [cell for cell in few if cell.component is FFN]
     real = grid.take(grid.documents[:25])
@@ -304,7 +324,7 @@ def test_what_is_no_control_is_refused() -> None:
         analyze(grid, [by_hand()])
     with pytest.raises(XTransplantError, match="model_name"):
         analyze(grid, [by_hand(control="noise", model_name="other")])
-    with pytest.raises(XTransplantError, match="documents are not in the grid"):
+    with pytest.raises(XTransplantError, match="1 of its 5 documents are not there"):
         analyze(grid, [hand_grid([[1, 1, 1, 1]] * 5, [0] * 5, FOUR, 2, control="noise")])
     unseen = by_hand(control="noise")
     unseen.scores[0][0] = np.nan
@@ -321,7 +341,6 @@ def test_rows_are_as_long_as_their_headers_and_hold_the_values() -> None:
     for header, rows in (
         best_rows(analysis, 3),
         trust_rows(analysis),
-        curve_rows(analysis, "ffn"),
         bound_rows(analysis),
     ):
         assert rows and {len(row) for row in rows} == {len(header)}
@@ -331,4 +350,3 @@ def test_rows_are_as_long_as_their_headers_and_hold_the_values() -> None:
     first = analysis["components"]["ffn"]["best"][0]
     assert best[0][:3] == ["ffn 3>1", f"{first['score']:.3f}", f"{first['gain']:+.3f}"]
     assert [row[0] for row in bound_rows(analysis)[1]][-2:] == ["ffn", "attn"]
-    assert len(curve_rows(analysis, "ffn")[1]) == 4

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.unit.grids import BEST, all_cells, choice_grid, hand_grid, text_grid
+from tests.unit.grids import BEST, all_cells, choice_grid, counts_of, hand_grid, text_grid
 from xtransplant.grid import Grid, chance, pool, ranked, union, upper_bounds
 from xtransplant.types import Cell, Component, XTransplantError
 
@@ -129,7 +130,7 @@ def test_documents_are_taken_with_all_that_is_theirs() -> None:
     names = [grid.documents[7], grid.documents[0], grid.documents[2]]
     part = grid.take(names)
     assert part.documents == names
-    assert part.meta["num_choices"] == [3, 2, 4]
+    assert counts_of(part) == [3, 2, 4]
     assert part.logprob is not None and grid.logprob is not None
     for row, name in enumerate(names):
         was = grid.documents.index(name)
@@ -156,7 +157,7 @@ def test_language_pairs_are_pooled_document_by_document() -> None:
     assert both.documents[0] == "en-sw/colour_sw/0"
     assert both.documents[-1] == "en-de/colour_de/2"
     assert both.own_names == sw.documents + de.documents
-    assert both.meta["num_choices"] == [2] * 6 + [4] * 3
+    assert counts_of(both) == [2] * 6 + [4] * 3
     assert both.meta["trivial_baseline"] == pytest.approx((6 * 0.5 + 3 * 0.25) / 9)
     assert both.meta["language_pair"] is None
     assert [part["grid_sha256"] for part in both.meta["pooled"]] == [sw.sha256, de.sha256]
@@ -289,7 +290,7 @@ def test_upper_bounds_are_unions_counted_one_by_one(name: str) -> None:
             right += any(grid.scores[0][row, column] == 1 for column in cells)
             wrong = 1.0
             for _ in cells:
-                wrong *= 1 - 1 / grid.meta["num_choices"][row]
+                wrong *= 1 - 1 / counts_of(grid)[row]
             chances += 1 - wrong
         assert cells
         return len(cells), pytest.approx([right / 15, chances / 15])
@@ -332,3 +333,18 @@ def test_chance_is_what_guesses_reach() -> None:
     assert chance(grid, 3) == pytest.approx(0.5 * (7 / 8 + 37 / 64))
     assert chance(grid, 0) == 0.0
     assert chance(text_grid(), 3) is None
+
+
+def test_chance_is_the_best_of_so_many_draws() -> None:
+    """Several right choices, partial scores, and a metric that is better when lower, against all draws counted."""
+    scores: list[list[float]] = [[1, 1, 0, 0], [0.5, 0, 1, np.nan]]
+    for sign, metric in ((1, "acc"), (-1, "loss")):
+        grid = hand_grid([[1]] * 2, [0, 0], [Cell(Component.ffn, 0, 0)], 2, metrics=[metric])
+        grid.meta["higher_is_better"] = {metric: sign > 0}
+        grid.choice_scores = np.array(scores, dtype=np.float32)
+        for number in (1, 2, 3):
+            counted = []
+            for row in scores:
+                values = [sign * value for value in row if not np.isnan(value)]
+                counted.append(np.mean([max(drawn) for drawn in itertools.product(values, repeat=number)]))
+            assert chance(grid, number) == pytest.approx(sign * np.mean(counted))

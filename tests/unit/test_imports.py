@@ -45,7 +45,19 @@ ALLOWED: dict[str, set[str]] = {
         *("types", "config", "models", "loading", "pairing", "record", "tables", "jobs", "lm", "sweep", "sweep_lm"),
         *("grid", "grading", "selection", "strategies", "comparison", "analysis", "charts"),
     },
-    "jobs": {"types", "config", "models", "loading", "engine", "pairing", "lm", "record", "tables", "selection"},
+    "jobs": {
+        "types",
+        "config",
+        "models",
+        "loading",
+        "engine",
+        "grading",
+        "pairing",
+        "lm",
+        "record",
+        "tables",
+        "selection",
+    },
     "cli": {"types", "config", "checks", "compose", "jobs", "grid_jobs"},
 }
 # Each of them costs seconds; `--help` and refusals must not pay that.

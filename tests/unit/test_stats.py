@@ -11,8 +11,10 @@ from scipy import stats as scipy_stats
 from xtransplant.stats import (
     bootstrap_interval,
     bootstrap_intervals,
+    chosen_gain,
     false_discovery,
     mcnemar,
+    paired_interval,
     sign_flip_max_t,
     sign_test,
     split_half,
@@ -50,6 +52,40 @@ def test_bootstrap_covers_the_true_mean() -> None:
         low, high = bootstrap_interval(generator(seed).random(50) < 0.3, resamples=400, seed=seed)
         covered += low <= 0.3 <= high
     assert 0.89 <= covered / 200 <= 0.99
+
+
+def paired(up: int, down: int, same: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of two conditions in which `up` documents are right in the first only, `down` in the second only."""
+    return np.array([1] * up + [0] * down + [1] * same), np.array([0] * up + [1] * down + [1] * same)
+
+
+def test_paired_interval_leaves_out_what_the_score_test_rejects() -> None:
+    z = scipy_stats.norm.ppf(0.975)
+    for up, down, same in itertools.product((0, 1, 4, 9), (0, 2, 7), (0, 5, 60)):
+        if not up + down + same:
+            continue
+        a, b = paired(up, down, same)
+        low, high = paired_interval(a, b)
+        assert -1 <= low <= (up - down) / len(a) <= high <= 1
+        # At 0 the test is McNemar's without correction.
+        rejected = up + down > 0 and (up - down) ** 2 / (up + down) > z**2
+        assert (low > 0 or high < 0) == rejected
+        assert paired_interval(b, a) == pytest.approx((-high, -low), abs=1e-6)
+    # Where no document differs there is a closed form.
+    assert paired_interval(*paired(0, 0, 100)) == pytest.approx((-(z**2) / (100 + z**2), z**2 / (100 + z**2)), abs=1e-6)
+    with pytest.raises(ValueError, match="0 or 1"):
+        paired_interval(np.array([0.5]), np.array([1.0]))
+
+
+@pytest.mark.parametrize(("up", "down"), [(0.1, 0.0), (0.05, 0.02), (0.2, 0.2)])
+def test_paired_interval_covers_the_true_difference(up: float, down: float) -> None:
+    covered = 0
+    for seed in range(400):
+        drawn = generator(seed).random(40)
+        a, b = drawn < up, (drawn >= up) & (drawn < up + down)
+        low, high = paired_interval(a, b)
+        covered += low <= up - down <= high
+    assert covered / 400 >= 0.92
 
 
 def test_columns_share_the_resamples() -> None:
@@ -313,3 +349,37 @@ def test_the_seed_decides() -> None:
         assert sign_flip_max_t(scores - 0.4, seed=1).p.tolist() == sign_flip_max_t(scores - 0.4, seed=1).p.tolist()
         assert split_half(scores, seed=1) == split_half(scores, seed=1) != split_half(scores, seed=2)
         assert winner_curse(scores, vanilla, seed=1) == winner_curse(scores, vanilla, seed=1)
+
+
+# --- the best cell on documents it was not chosen on
+
+
+def test_chosen_gain_is_the_procedure_done_again_for_every_flip() -> None:
+    gains = generator(3).integers(-1, 2, size=(9, 5)).astype(float)
+    fold = np.array([0, 1, 2] * 3)
+    order = np.array([3, 0, 4, 1, 2])
+
+    def procedure(of: np.ndarray) -> float:
+        total = 0.0
+        for left_out in range(3):
+            sums = of[fold != left_out].sum(axis=0)
+            best = min(range(5), key=lambda cell: (-sums[cell], order[cell]))
+            total += of[fold == left_out, best].sum()
+        return total
+
+    gain, p = chosen_gain(gains, fold, order, permutations=200, seed=4)
+    flips = generator(4).integers(0, 2, (200, 9)) * 2.0 - 1.0
+    as_much = sum(procedure(signs[:, None] * gains) >= procedure(gains) for signs in flips)
+    assert gain == pytest.approx(procedure(gains) / 9)
+    assert p == pytest.approx((1 + as_much) / 201)
+
+
+def test_chosen_gain_holds_its_level_and_sees_an_effect() -> None:
+    rejected = 0
+    for seed in range(200):
+        drawn = generator(seed)
+        # A document's cells are alike, so that the folds' choices depend on each other.
+        gains = drawn.normal(size=(40, 1)) + drawn.normal(size=(40, 30))
+        rejected += chosen_gain(gains, np.arange(40) % 5, np.arange(30), 199, seed)[1] <= 0.05
+    assert rejected <= 20  # Binomial(200, 0.05) exceeds it once in 1,000
+    assert chosen_gain(gains + 0.8, np.arange(40) % 5, np.arange(30), 199)[1] < 0.02

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.grids import BEST, all_cells, choice_grid, hand_grid, text_grid
+from tests.unit.grids import BEST, all_cells, choice_grid, counts_of, hand_grid, text_grid
+from xtransplant import stats
 from xtransplant.comparison import strategy_table
 from xtransplant.grid import Grid, chance, ranked, union
 from xtransplant.selection import Selection
@@ -202,10 +203,39 @@ def test_one_question_in_several_languages_counts_once() -> None:
     assert pooled.rule is not None
     alone = chosen(once, "cross_validated").rule
     assert alone is not None
-    assert pooled.rule["p"] == alone["p"] == pytest.approx(1 / 16)
+    # One of the 16 ways to give four documents signs; 2,000 were drawn.
+    assert pooled.rule["p"] == alone["p"] == pytest.approx(1 / 16, abs=0.02)
     assert chosen(once, "cross_validated", alpha=0.1).cells == cells
     with pytest.raises(XTransplantError, match="needs two documents"):
         chosen(hand_grid([[1]], [0], cells, 2), "cross_validated")
+
+
+def test_what_a_budget_chose_is_tested_on_the_documents_that_had_no_say() -> None:
+    """On maps without any effect, whose cells the first half of the documents chose."""
+    held_out, taken = [], 0
+    for seed in range(60):
+        grid = choice_grid(documents=60, num_layers=4, best=None, skill=1.0, seed=seed)
+        first = grid.quality[:30].mean(axis=0)
+        grid.scores[:, 30:, first < np.quantile(first, 0.8)] = np.nan
+        assert grid.fresh.tolist() == [False] * 30 + [True] * 30
+        selection = chosen(grid, "cross_validated", alpha=0.1)
+        assert selection.rule is not None and selection.rule["tested_on"] == 30
+        held_out.append(selection.rule["held_out_gain"])
+        taken += bool(selection.cells)
+    assert abs(np.mean(held_out)) < 3 * np.std(held_out) / 60**0.5
+    assert taken <= 13  # Binomial(60, 0.1) exceeds it once in 500
+
+
+def test_the_router_learns_how_far_a_gain_is_to_be_trusted() -> None:
+    """Without any effect the best cells' gains on their own documents say nothing: nothing is lost on others."""
+    lost = []
+    for seed in range(12):
+        sample = choice_grid(documents=40, best=None, skill=1.0, seed=seed)
+        unseen = choice_grid(documents=200, best=None, skill=1.0, seed=100 + seed, first=1000)
+        selection = chosen(sample, "router", candidates="all")
+        assert selection.score is not None
+        lost.append(evaluate_selection(selection, unseen).mean() - unseen.vanilla[0].mean())
+    assert np.mean(lost) > -0.03
 
 
 # --- Answers ------------------------------------------------------------------------------------------------------
@@ -284,7 +314,10 @@ def test_strategies_that_need_choices_say_which_do_not(strategy: str) -> None:
         lambda: answer_text(made(strategy, THREE), ["a"] * 4),
         lambda: respond(made(strategy, [BEST]), text_grid()),
     ):
-        with pytest.raises(XTransplantError, match=r"For generation: overall, source_last, .*cross_validated, vote"):
+        with pytest.raises(
+            XTransplantError,
+            match=r"Without choices: overall, source_last, .*cross_validated; for generation also vote",
+        ):
             act()
 
 
@@ -302,7 +335,7 @@ def test_a_grid_is_answered_as_live_responses_are(
     assert unseen.logprob is not None and unseen.vanilla_logprob is not None and unseen.choice_scores is not None
     columns = [unseen.cells.index(cell) for cell in selection.cells]
     for document in range(len(unseen.documents)):
-        m = unseen.meta["num_choices"][document]
+        m = counts_of(unseen)[document]
         live = np.array([unseen.vanilla_logprob[document], *unseen.logprob[document, columns]])[:, :m]
         answered = answer(selection, live)
         assert int(answered.argmax()) == choices[document]
@@ -406,7 +439,7 @@ def test_the_router_is_a_rule_in_plain_numbers(sample: Grid, unseen: Grid) -> No
     columns = [unseen.cells.index(cell) for cell in selection.cells]
     rows, _ = respond(selection, unseen)
     for document in range(20):
-        m = unseen.meta["num_choices"][document]
+        m = counts_of(unseen)[document]
         live = np.array([unseen.vanilla_logprob[document], *unseen.logprob[document, columns]], dtype=float)[:, :m]
         shares = np.exp(live) / np.exp(live).sum(axis=1, keepdims=True)
         ordered = np.sort(live, axis=1)
@@ -615,7 +648,7 @@ def test_no_gap_no_share_of_it() -> None:
 def test_generation_has_rows_without_choices_and_reasons_for_the_rest() -> None:
     named = {row["name"]: row for row in strategy_table(text_grid(), text_grid(seed=1, first=100))}
     for name in ("margin", "entropy", "mean_logprob", "band", "router"):
-        assert named[name]["score"] is None and "For generation" in named[name]["reason"]
+        assert named[name]["score"] is None and "Without choices" in named[name]["reason"]
     assert "attn 3>0" in named["fixed understanding"]["reason"]
     for name in ("overall", "vote", "cross_validated", "fixed generation", "upper bound"):
         assert named[name]["score"] is not None and named[name]["reason"] is None
@@ -630,7 +663,9 @@ def test_scores_that_are_not_0_or_1_have_no_mcnemar_and_fewer_bits_close_the_gap
     named = {row["name"]: row for row in strategy_table(sample, unseen)}
     assert named["overall"]["cells"] == [["ffn", 1, 1]]
     assert named["overall"]["p"] is None
-    assert named["overall"]["difference"] == pytest.approx(1.5 - 2.25)
+    # A gain, though the bits are fewer.
+    assert named["overall"]["difference"] == pytest.approx(2.25 - 1.5)
+    assert named["overall"]["low"] <= named["overall"]["difference"] <= named["overall"]["high"]
     assert named["upper bound"]["score"] == 1.0
     assert named["overall"]["gap_closed"] == pytest.approx(0.75 / 1.25)
 
@@ -657,14 +692,49 @@ def test_a_control_stands_beside_the_upper_bound_on_the_same_documents_and_cells
     assert second["reference"] == pytest.approx(float(union(sample, np.flatnonzero(both)).mean()))
 
 
+def test_a_control_is_paired_with_the_real_grid_document_by_document(sample: Grid, unseen: Grid) -> None:
+    """Whatever the order of its documents; two of one kind have names of their own."""
+    noise = choice_grid(30, num_choices=(4,), components=[FFN], best=None, skill=0, seed=7, first=1000, control="noise")
+    back = noise.take(noise.documents[::-1])
+    other = choice_grid(
+        20, num_choices=(4,), components=[ATTN], best=None, skill=0, seed=9, first=1000, control="noise"
+    )
+    first, second, third = strategy_table(sample, unseen, [noise, back, other])[-3:]
+    reached = union(noise, range(16))
+    part = unseen.take(noise.documents)
+    reference = union(part, [c for c, cell in enumerate(part.cells) if cell.component is FFN])
+    assert (first["above_low"], first["above_high"]) == pytest.approx(stats.paired_interval(reference, reached))
+    assert first["above_p"] == pytest.approx(stats.mcnemar(reference, reached))
+    for name in ("above", "above_low", "above_high", "above_p", "score", "reference"):
+        assert first[name] == pytest.approx(second[name])
+    assert first["name"] == "upper bound, control noise (ffn, sample)"
+    assert third["name"] == "upper bound, control noise (attn, sample)"
+
+
+def test_oracles_have_no_p_and_equal_rows_an_interval_of_their_own(sample: Grid, unseen: Grid) -> None:
+    named = {row["name"]: row for row in strategy_table(sample, unseen)}
+    assert all(row["p"] is None for row in named.values() if row["kind"] == "oracle")
+    cells = all_cells(2, [FFN])
+    same = [hand_grid([[1, 1, 1, 1], [0, 0, 0, 1]], [1, 0], cells, 2, tasks=[name]) for name in ("a", "b")]
+    row = next(row for row in strategy_table(same[0], same[1]) if row["name"] == "target_first")
+    # No document differs: that is no certainty that none would.
+    assert row["difference"] == 0 and row["low"] < -0.5 and row["high"] > 0.5
+    assert row["gap_closed"] == 0 and row["gap_low"] is None
+
+
 def test_grids_that_cannot_be_compared_are_refused(sample: Grid, unseen: Grid) -> None:
     with pytest.raises(XTransplantError, match="share 50 documents"):
         strategy_table(sample, sample)
+    with pytest.raises(XTransplantError, match="language_pair is"):
+        strategy_table(sample, choice_grid(first=900, language_pair=["en", "de"]))
     with pytest.raises(XTransplantError, match="site is"):
         strategy_table(sample, choice_grid(first=900, site="branch"))
     for control, message in (
         (choice_grid(first=1000), "not a control"),
-        (choice_grid(first=5000, control="noise"), "neither all unseen nor all sample"),
+        (
+            choice_grid(first=5000, control="noise"),
+            "unseen: 40 of its 40 documents are not there; sample: 40 of its 40",
+        ),
         (choice_grid(first=1000, control="noise", model_name="other"), "model_name is 'other'"),
         (choice_grid(first=1000, control="noise", components=[Component.attn_as_released], best=None), "no cell"),
     ):
