@@ -166,7 +166,7 @@ def test_task_files_are_named_by_their_task() -> None:
 FAMILIES = (
     *("paper_xnli", "paper_xnli_mc", "paper_xquad", "paper_xcopa", "paper_xcopa_mc"),
     *("paper_globalopinionqa", "paper_globalopinionqa_mc"),
-    *("xcopa", "belebele", "mgsm", "afrimmlu", "xstorycloze"),
+    *("xcopa", "klar", "belebele", "mgsm", "afrimmlu", "xstorycloze"),
 )
 
 
