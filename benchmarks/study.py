@@ -123,7 +123,7 @@ where a piece is these commands (XNLI, XCOPA and KLAR need the data folder, as t
 ALL_PIECES = """Means over pieces, each weighing the same. Pieces of one task share their documents in several
 languages, so they are not independent and no interval is given over them. Up and down: in how many pieces the strategy
 gains and loses. q: the smallest of McNemar's p over pieces, with the false discovery rate controlled over all pieces
-and strategies. Gap closed: the share of the way from vanilla to the upper bound."""
+and strategies. Gap closed: the share of the way from vanilla to the upper bound, over all pieces' documents."""
 
 BOUNDS = """Bounds over the same cells on the same documents, the controls': the real source prompt's vectors, another
 document's, and noise of the same length. `guesses`: what as many random guesses as cells would reach."""
@@ -149,7 +149,11 @@ def _over_all(found: list[dict[str, Any]]) -> str:
         rows = [row for result in found for row in result["rows"] if row["name"] == name and row["score"] is not None]
         gains = [row["difference"] for row in rows if row["difference"] is not None]
         on_sample = [row["sample_score"] for row in rows if row["sample_score"] is not None]
-        closed = [row["gap_closed"] for row in rows if row["gap_closed"] is not None]
+        closed = [
+            (row["documents"] * row["difference"], row["documents"] * _named(result, "upper bound")["difference"])
+            for result in found
+            if (row := _named(result, name))["difference"] is not None
+        ]
         smallest = [q for (tested, _), q in zip(tests, adjusted, strict=True) if tested == name]
         lines.append(
             [
@@ -160,7 +164,7 @@ def _over_all(found: list[dict[str, Any]]) -> str:
                 f"{_mean(gains):+.3f}" if gains else "-",
                 f"{sum(gain > 1e-9 for gain in gains)} / {sum(gain < -1e-9 for gain in gains)}" if gains else "-",
                 f"{min(smallest):.2g}" if smallest else "-",
-                f"{_mean(closed):.2f}" if closed and gains else "-",
+                f"{sum(gain for gain, _ in closed) / sum(gap for _, gap in closed):.2f}" if closed else "-",
             ]
         )
     header = ["", "pieces", "on sample", "unseen", "gain", "up / down", "smallest q", "gap closed"]
@@ -176,16 +180,15 @@ def _bounds(found: list[dict[str, Any]]) -> str:
         line += [str(some["documents"]), f"{some['score'] - some['difference']:.3f}", f"{some['reference']:.3f}"]
         for name in ("random_document", "noise"):
             row = controls[name]
-            line.append(
-                f"{row['score']:.3f} ({row['above']:+.2f}: {row['above_low']:+.2f} to {row['above_high']:+.2f})"
-            )
+            interval = f"{row['above_low']:+.2f} to {row['above_high']:+.2f}, p {row['above_p']:.2g}"
+            line.append(f"{row['score']:.3f} ({row['above']:+.2f}; {interval})")
         lines.append([*line, f"{some['chance']:.3f}"])
     header = [
         "piece",
         "documents",
         "vanilla",
         "real",
-        "random document (real less it; 95 %)",
+        "random document (real better by; 95 %, p)",
         "noise (likewise)",
         "guesses",
     ]
@@ -193,24 +196,39 @@ def _bounds(found: list[dict[str, Any]]) -> str:
 
 
 def _scores(found: list[dict[str, Any]]) -> str:
-    """A row for each strategy and bound, a column for each language pair."""
-    lines = []
-    for name in dict.fromkeys(row["name"] for result in found for row in result["rows"] if row["kind"] != "control"):
-        line = [name]
-        for result in found:
-            [row] = [row for row in result["rows"] if row["name"] == name] or [None]
-            line.append("-" if row is None or row["score"] is None else _score(row))
-        lines.append(line)
-    documents = sorted({row["documents"] for result in found for row in result["rows"] if row["name"] == "vanilla"})
+    """A row for each strategy and bound, a column for each language pair: scores, then shares of the gap."""
+    names = [row["name"] for row in found[0]["rows"] if row["kind"] != "control"]
+    strategies = [row["name"] for row in found[0]["rows"] if row["kind"] == "strategy"]
+    pairs = [result["piece"][2] for result in found]
+    scores = [[name, *(_score(_named(result, name)) for result in found)] for name in names]
+    shares = [[name, *(_share(_named(result, name)) for result in found)] for name in strategies]
+    documents = sorted({_named(result, "vanilla")["documents"] for result in found})
     trivial = sorted(result["grid"]["trivial_baseline"] for result in found)
-    said = (
-        f"{' or '.join(map(str, documents))} unseen documents; trivial baseline {trivial[0]:.3f} to {trivial[-1]:.3f}."
+    counted = f"{' or '.join(map(str, documents))} unseen documents"
+    return "\n\n".join(
+        [
+            f"{counted}; trivial baseline {trivial[0]:.3f} to {trivial[-1]:.3f}.",
+            _markdown(["score (gain; * its 95 % interval is without 0)", *pairs], scores),
+            _markdown(["gap closed (95 %)", *pairs], shares),
+        ]
     )
-    header = ["score (gain; * 95 % interval without 0)", *(result["piece"][2] for result in found)]
-    return f"{said}\n\n{_markdown(header, lines)}"
+
+
+def _named(result: dict[str, Any], name: str) -> dict[str, Any]:
+    [row] = [row for row in result["rows"] if row["name"] == name]
+    found: dict[str, Any] = row
+    return found
+
+
+def _share(row: dict[str, Any]) -> str:
+    if row["gap_closed"] is None or row["gap_low"] is None:
+        return "-" if row["gap_closed"] is None else f"{row['gap_closed']:.2f}"
+    return f"{row['gap_closed']:.2f} ({row['gap_low']:.2f} to {row['gap_high']:.2f})"
 
 
 def _score(row: dict[str, Any]) -> str:
+    if row["score"] is None:
+        return "-"
     if row["difference"] is None:
         return f"{row['score']:.3f}"
     sure = "*" if row["low"] > 0 or row["high"] < 0 else ""
