@@ -126,7 +126,8 @@ gains and loses. q: the smallest of McNemar's p over pieces, with the false disc
 and strategies. Gap closed: the share of the way from vanilla to the upper bound, over all pieces' documents."""
 
 BOUNDS = """Bounds over the same cells on the same documents, the controls': the real source prompt's vectors, another
-document's, and noise of the same length. `guesses`: what as many random guesses as cells would reach."""
+document's, and noise of the same length. `guesses`: what as many random guesses as cells would reach. A bound over
+hundreds of cells is often full whatever is transplanted; `mean cell`, the mean score of the single cells, is not."""
 
 
 def _commands(result: dict[str, Any]) -> str:
@@ -182,7 +183,8 @@ def _bounds(found: list[dict[str, Any]]) -> str:
             row = controls[name]
             interval = f"{row['above_low']:+.2f} to {row['above_high']:+.2f}, p {row['above_p']:.2g}"
             line.append(f"{row['score']:.3f} ({row['above']:+.2f}; {interval})")
-        lines.append([*line, f"{some['chance']:.3f}"])
+        means = [some["reference_cell_mean"], *(controls[name]["cell_mean"] for name in ("random_document", "noise"))]
+        lines.append([*line, f"{some['chance']:.3f}", " / ".join(f"{mean:.3f}" for mean in means)])
     header = [
         "piece",
         "documents",
@@ -191,6 +193,7 @@ def _bounds(found: list[dict[str, Any]]) -> str:
         "random document (real better by; 95 %, p)",
         "noise (likewise)",
         "guesses",
+        "mean cell: real / random document / noise",
     ]
     return _markdown(header, lines)
 

@@ -46,7 +46,8 @@ def strategy_table(
 
     A control's row has its own upper bound as `score`, and as `reference` that of the unseen grid (or the sample grid,
     whichever has its documents) on the same documents and cells, with `above`, how much better the reference is, its
-    interval `above_low`, `above_high`, and `above_p`; its `difference` is to vanilla on these documents.
+    interval `above_low`, `above_high`, and `above_p`; its `difference` is to vanilla on these documents. A bound over
+    many cells is often full, so there is also the mean of the single cells, `cell_mean` and `reference_cell_mean`.
 
     Raises:
         XTransplantError: the grids share a document, are pooled ones, or of unlike models, tasks, language pairs or
@@ -112,7 +113,7 @@ _EMPTY_ROW: dict[str, Any] = dict.fromkeys(
     (
         *("name", "kind", "score", "documents", "difference", "low", "high", "p", "gap_closed", "gap_low", "gap_high"),
         *("cells", "number", "sample_score", "chance", "reference", "above", "above_low", "above_high", "above_p"),
-        "reason",
+        *("cell_mean", "reference_cell_mean", "reason"),
     )
 )
 
@@ -172,13 +173,16 @@ def _control_rows(controls: Sequence[Grid], sample: Grid, unseen: Grid, seed: in
             why = "; ".join(dict.fromkeys(f"{name}: {reason}" for name, reason in reasons.items()))
             raise XTransplantError(f"{name_of(control)}, control {kind}: no grid to compare it with. {why}.")
         real, cells = same_cells(control, fits[0])
-        reached, reference = (union(grid, grid.columns(cells)) for grid in (control, real))
+        columns = {grid.sha256: grid.columns(cells) for grid in (control, real)}
+        reached, reference = (union(grid, columns[grid.sha256]) for grid in (control, real))
+        means = [float(grid.scores[0][:, columns[grid.sha256]].mean(dtype=np.float64)) for grid in (control, real)]
         name = f"upper bound, control {kind}"
         if kinds.count(kind) > 1:
             name += f" ({', '.join([*dict.fromkeys(cell.component.value for cell in cells), control.meta['split']])})"
         rows.append(
             _row(name, "control", reached, control.vanilla[0].astype(np.float64), control.sign, seed)
             | {"number": len(cells), "chance": chance(control, len(cells)), "reference": float(reference.mean())}
+            | {"cell_mean": means[0], "reference_cell_mean": means[1]}
             | _compared(reference, reached, control.sign, seed, ("above", "above_low", "above_high", "above_p"))
         )
     return rows

@@ -354,7 +354,8 @@ def _remark(row: dict[str, Any]) -> str:
         interval = f"{row['above_low']:+.2f} to {row['above_high']:+.2f}{p}"
         return (
             f"{cells}, {row['documents']} documents; real vectors there: {row['reference']:.3f}, "
-            f"better by {row['above']:+.3f} ({interval})"
+            f"better by {row['above']:+.3f} ({interval}); mean cell {row['cell_mean']:.3f}, "
+            f"there {row['reference_cell_mean']:.3f}"
         )
     guesses = "" if row["chance"] is None else f", as many guesses: {row['chance']:.3f}"
     return f"oracle, {cells}{guesses}"

@@ -702,7 +702,10 @@ def test_a_control_is_paired_with_the_real_grid_document_by_document(sample: Gri
     first, second, third = strategy_table(sample, unseen, [noise, back, other])[-3:]
     reached = union(noise, range(16))
     part = unseen.take(noise.documents)
-    reference = union(part, [c for c, cell in enumerate(part.cells) if cell.component is FFN])
+    ffn = [c for c, cell in enumerate(part.cells) if cell.component is FFN]
+    reference = union(part, ffn)
+    assert first["cell_mean"] == pytest.approx(float(noise.scores[0].mean()))
+    assert first["reference_cell_mean"] == pytest.approx(float(part.scores[0][:, ffn].mean()))
     assert (first["above_low"], first["above_high"]) == pytest.approx(stats.paired_interval(reference, reached))
     assert first["above_p"] == pytest.approx(stats.mcnemar(reference, reached))
     for name in ("above", "above_low", "above_high", "above_p", "score", "reference"):
