@@ -56,8 +56,6 @@ _KINDS = {
     "oracle": ("#7fcdb0", "oracle, reads scores"),
     "control": ("#bbbbbb", "upper bound of a control"),
 }
-# Those whose difference to vanilla is a gain.
-_GAINING = ("strategy", "oracle")
 _PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _COLOURS = {
     "vanilla": "#444444",
@@ -292,7 +290,7 @@ def bars(tables: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]
 
 
 def gains(tables: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]) -> str:
-    """A line per strategy and upper bound, on it a dot for each table: the gain over vanilla; a bar is their mean.
+    """A line per strategy, on it a dot for each table: the gain over vanilla; a bar is their mean.
 
     Filled where the 95 % interval leaves out 0. One colour a task, one shape a model.
 
@@ -304,7 +302,7 @@ def gains(tables: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
     """
     if not tables:
         raise XTransplantError("Nothing to draw: no table of strategies.")
-    names = list(dict.fromkeys(row["name"] for _, rows in tables for row in rows if row["kind"] in _GAINING))
+    names = list(dict.fromkeys(row["name"] for _, rows in tables for row in rows if row["kind"] == "strategy"))
     tasks = list(dict.fromkeys(meta["task_name"] for meta, _ in tables))
     models = list(dict.fromkeys(meta["model_name"] for meta, _ in tables))
     colour = {task: _PALETTE[number % len(_PALETTE)] for number, task in enumerate(tasks)}
