@@ -52,7 +52,9 @@ class Captures:
         self.computed = 0  # prompts that had to be run
         self._found: dict[tuple[str, Component, Site], tuple[Path, int]] = {}
         self._held: dict[tuple[Prompt, Component, Site], Tensor] = {}
-        self.folder = None if folder is None else folder / _folder_name(decoder, provenance)
+        # Everything that a vector, or an answer, of this model depends on beside the prompt.
+        self.model = _model_name(decoder, provenance)
+        self.folder = None if folder is None else folder / self.model
         if self.folder is not None and self.folder.is_dir():
             for path in sorted(self.folder.glob("*.safetensors")):
                 self._index(path)
@@ -171,7 +173,7 @@ def _digest(prompt: Prompt) -> str:
     return hashlib.sha256(repr(tuple(prompt)).encode()).hexdigest()[:32]
 
 
-def _folder_name(decoder: Decoder, provenance: Mapping[str, Any]) -> str:
+def _model_name(decoder: Decoder, provenance: Mapping[str, Any]) -> str:
     names = ("files", "adapter", "dtype", "attn_implementation", "class")
     facts = {name: provenance.get(name) for name in names} | {"modules": vars(decoder.modules)}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]

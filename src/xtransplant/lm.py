@@ -303,6 +303,8 @@ class TransplantLM(TemplateLM):
                 prompt, choice = [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
                 if choice[0] == self.prefix_token_id:
                     prompt, choice = choice[:1], choice[1:]
+            if not choice:
+                raise XTransplantError(f"{request.task_name}: an empty choice in document {request.doc_id}.")
             # The harness takes trailing white space of a prompt to the continuation: so for the source prompt.
             source = self._source_tokens(request, lambda text: text.rstrip(), room=0)
             # Too long: cut from the left, as HFLM; the last token of the choice is never an input.

@@ -26,11 +26,22 @@ _SCREENED_ROWS = 512
 _WORTH = 2.0
 
 
-def read(decoder: Decoder, hidden: Tensor, tokens: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """For final hidden states [S, H]: the largest logit [S], the log-sum-exp [S], the tokens' logits [S, len(tokens)].
+class Read(NamedTuple):
+    """What is read at final hidden states [S, H]."""
+
+    largest: Tensor  # [S], the largest logit
+    best: Tensor | None  # [S], its token, the first of equal ones; None in float32, where ties do not happen
+    normaliser: Tensor  # [S], log-sum-exp of the logits
+    asked: Tensor  # [S, len(tokens)], the tokens' logits
+
+
+def read(decoder: Decoder, hidden: Tensor, tokens: Sequence[int]) -> Read:
+    """What is to be known of the logits to score tokens.
 
     `torch.logsumexp` is many times slower on a CPU than these running sums of exponentials.
     """
+    tied = hidden.dtype.itemsize < 4
+    best = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
     asked = torch.empty(len(hidden), len(tokens), device=hidden.device)
     largest = torch.full((len(hidden),), float("-inf"), device=hidden.device)
     total = torch.zeros(len(hidden), device=hidden.device)
@@ -38,11 +49,16 @@ def read(decoder: Decoder, hidden: Tensor, tokens: Sequence[int]) -> tuple[Tenso
         here = [n for n, token in enumerate(tokens) if token in columns]
         if here:
             asked[rows, here] = logits[:, [tokens[n] - columns.start for n in here]]
-        new = torch.maximum(largest[rows], logits.amax(-1))
+        if tied:
+            values, places = logits.max(-1)
+            best[rows] = torch.where(values > largest[rows], places + columns.start, best[rows])
+        else:
+            values = logits.amax(-1)
+        new = torch.maximum(largest[rows], values)
         sums = logits.sub_(new[:, None]).exp_().sum(-1)
         total[rows] = total[rows] * torch.exp(largest[rows] - new) + sums
         largest[rows] = new
-    return largest, largest + torch.log(total), asked
+    return Read(largest, best if tied else None, largest + torch.log(total), asked)
 
 
 def greedy(decoder: Decoder, hidden: Tensor) -> list[int]:

@@ -23,6 +23,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 from xtransplant.engine import Decoder
 
 _ATTENTION = "xtransplant_shared"
+# Of a tensor of attention logits, of which a few are held at once.
+_LOGIT_BYTES = 2**26
 
 
 @dataclass
@@ -282,9 +284,18 @@ def _attend(
     query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """Attention [D, heads, L, size] and the log-sum-exp of its logits [D, heads, L] (-inf where nothing is seen)."""
+    plain = query.device.type == "cpu" and softcap is None and query.shape[-1] == values.shape[-1]
+    if not plain or visible is not None:
+        # Logits, or a mask of their size, are held: some queries at a time.
+        at_once = max(1, _LOGIT_BYTES // (4 * len(query) * query.shape[1] * max(1, keys.shape[2])))
+        if query.shape[2] > at_once:
+            queries = query.split(at_once, 2)
+            seen = [None] * len(queries) if visible is None else visible.split(at_once, 2)
+            parts = [_attend(some, keys, values, own, scale, softcap) for some, own in zip(queries, seen, strict=True)]
+            return torch.cat([out for out, _ in parts], 2), torch.cat([lse for _, lse in parts], 2)
     if keys.shape[2] == 0:
         return query.new_zeros(*query.shape[:3], values.shape[-1]), query.new_full(query.shape[:3], float("-inf"))
-    if query.device.type == "cpu" and softcap is None and query.shape[-1] == values.shape[-1]:
+    if plain:
         bias = None if visible is None else torch.zeros(visible.shape).masked_fill_(~visible, float("-inf")).to(query)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, keys, values, 0.0, False, attn_mask=bias, scale=scale

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 _DEFAULT_MEMORY = 2 * 2**30
 # Rows times tokens that keep a processor busy; more at once gains nothing.
 _ENOUGH_TOKENS = {"cpu": 2048, "cuda": 32768}
+# Documents at once: what a killed run has to do again, where there are few cells.
+_MOST_DOCUMENTS = {"cpu": 32, "cuda": 256}
 
 
 # Time of a sweep over that of its matrix products alone (benchmarks/README.md).
@@ -98,7 +100,8 @@ def score_cells(
         nodes = max(trees[d].nodes for d in chunk)
         prefix = share(decoder, [prompts[d] for d in chunk])
         parts: dict[int, list[Scores]] = {d: [] for d in chunk}
-        rows_at_once = max(1, memory // (len(chunk) * _row_bytes(decoder, nodes)) - 1)
+        kept = sum(_prefix_bytes(decoder, len(prompts[d])) for d in chunk)
+        rows_at_once = max(1, (memory - kept) // (len(chunk) * _row_bytes(decoder, nodes)) - 1)
         order = sorted(range(len(cells)), key=lambda c: cells[c].target)
         for start in range(0, max(1, len(order)), rows_at_once):
             some = [cells[c] for c in order[start : start + rows_at_once]]
@@ -223,15 +226,19 @@ def _score_tree(decoder: Decoder, hidden: Tensor, tree: _Tree) -> Scores:
     place = {token: n for n, token in enumerate(tokens)}
     rows = len(hidden)
     flat = hidden[:, : tree.nodes].reshape(rows * tree.nodes, -1)
-    largest, normaliser, asked = output_head.read(decoder, flat, tokens)
-    largest, normaliser = largest.view(rows, -1), normaliser.view(rows, -1)
-    asked = asked.view(rows, tree.nodes, -1)
+    found = output_head.read(decoder, flat, tokens)
+    largest, normaliser = found.largest.view(rows, -1), found.normaliser.view(rows, -1)
+    best = None if found.best is None else found.best.view(rows, -1)
+    asked = found.asked.view(rows, tree.nodes, -1)
     logprobs, greedy = [], []
     for path in tree.paths:
         nodes = [node for node, _ in path]
         own = torch.stack([asked[:, node, place[token]] for node, token in path], 1)  # [1 + C, tokens]
         logprobs.append((own - normaliser[:, nodes]).double().sum(1).float())
-        greedy.append((own >= largest[:, nodes]).all(1))
+        first = own >= largest[:, nodes]
+        if best is not None:
+            first &= best[:, nodes] == torch.tensor([token for _, token in path], device=best.device)
+        greedy.append(first.all(1))
     return Scores(torch.stack(logprobs, 1).cpu().numpy(), torch.stack(greedy, 1).cpu().numpy())
 
 
@@ -305,6 +312,8 @@ def generate_cells(
     Returns:
         for each document 1 + C lists of new token ids, the ending token included.
     """
+    if max_new_tokens < 1:
+        return [[[] for _ in range(1 + len(cells))] for _ in prompts]
     found = []
     slow = why_slow(decoder, site) is not None or choose is not None
     for d, prompt in enumerate(prompts):
@@ -315,7 +324,7 @@ def generate_cells(
             continue
         prefix = share(decoder, [prompt])
         per_row = _row_bytes(decoder, 1) + 2 * _cache_bytes(decoder) * (max_new_tokens + 1)
-        at_once = max(1, memory // per_row)
+        at_once = max(1, (memory - _prefix_bytes(decoder, len(prompt))) // per_row)
         order = sorted(range(len(cells)), key=lambda c: cells[c].target)
         texts: list[list[int]] = [[] for _ in range(1 + len(cells))]
         for start in range(0, max(1, len(order)), at_once):
@@ -457,7 +466,9 @@ def _try(decoder: Decoder, site: Site) -> str | None:
             exact = _score_slowly(decoder, prompts[d], vectors, d, ordered, choices[d], site, _DEFAULT_MEMORY)
             # Relative: these prompts are no text, and a log-probability of -50 has rounding errors of its own size.
             difference = np.abs(fast.logprob - exact.logprob) / (1 + np.abs(exact.logprob))
-            worst = max(worst, float(difference.max()))
+            worst = float(np.maximum(worst, difference.max()))  # unlike max, it keeps a NaN
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the model
     except (Unsupported, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         return f"its attention cannot be replaced ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
     if not worst <= (1e-3 if decoder.model.dtype.itemsize >= 4 else 0.1):
@@ -481,9 +492,9 @@ def seconds(decoder: Decoder, flops: float) -> float:
 
 
 def cost(
-    decoder: Decoder, prompt_tokens: int, source_tokens: int, nodes: int, cells: Sequence[Cell], new_tokens: int = 0
+    decoder: Decoder, prompt_tokens: int, nodes: int, cells: Sequence[Cell], site: Site, new_tokens: int = 0
 ) -> Cost:
-    """Floating-point operations and peak memory of one document's sweep, estimated.
+    """Floating-point operations and peak memory of one document's sweep, estimated; its source vectors are there.
 
     Args:
         nodes: tokens run behind the prompt for its choices, its last token included; 1 when generating.
@@ -492,15 +503,15 @@ def cost(
     layers = sum(parameter.numel() for layer in decoder.layers for parameter in layer.parameters())
     per_layer = 2 * layers / decoder.num_layers  # a token in one layer
     head = 2 * decoder.hidden_size * decoder.vocab_size
-    fast = why_slow(decoder) is None
+    fast = why_slow(decoder, site) is None
     row_layers = sum(decoder.num_layers - cell.target if fast else decoder.num_layers for cell in cells)
     forward = per_layer * decoder.num_layers
     tokens = nodes + max(0, new_tokens - 1)
-    flops = forward * (prompt_tokens + source_tokens) + tokens * (row_layers * per_layer + (1 + len(cells)) * head)
+    flops = forward * prompt_tokens + tokens * (row_layers * per_layer + (1 + len(cells)) * head)
     per_row = _row_bytes(decoder, nodes)
     if new_tokens:
         per_row += 2 * _cache_bytes(decoder) * new_tokens
-    return Cost(flops, per_row * (1 + len(cells)) + _cache_bytes(decoder) * prompt_tokens)
+    return Cost(flops, per_row * (1 + len(cells)) + _prefix_bytes(decoder, prompt_tokens))
 
 
 def _row_bytes(decoder: Decoder, nodes: int) -> int:
@@ -510,6 +521,11 @@ def _row_bytes(decoder: Decoder, nodes: int) -> int:
     heads = config.num_attention_heads * (getattr(config, "head_dim", None) or 0) or decoder.hidden_size
     width: int = 6 * decoder.hidden_size + 3 * inner + 8 * heads
     return nodes * width * max(4, decoder.model.dtype.itemsize)
+
+
+def _prefix_bytes(decoder: Decoder, prompt_tokens: int) -> int:
+    """Of a document's beginning: its cache, and what is in a layer at once while it is run."""
+    return prompt_tokens * (_cache_bytes(decoder) + _row_bytes(decoder, 1))
 
 
 def _cache_bytes(decoder: Decoder) -> int:
@@ -523,14 +539,18 @@ def _cache_bytes(decoder: Decoder) -> int:
 def batches(
     decoder: Decoder, prompts: Sequence[Sequence[int]], nodes: Sequence[int], cells: int, memory: int
 ) -> Iterator[list[int]]:
-    """Documents to take at once: one if it keeps the processor busy, else several of like length."""
+    """Documents to take at once: one if it keeps the processor busy, else several of like length, the longest first."""
     order = sorted(range(len(prompts)), key=lambda d: (-len(prompts[d]), d))
     enough = _ENOUGH_TOKENS.get(decoder.device.type, _ENOUGH_TOKENS["cuda"])
+    most = _MOST_DOCUMENTS.get(decoder.device.type, _MOST_DOCUMENTS["cuda"])
     chunk: list[int] = []
     for d in order:
         width = max([nodes[d], *(nodes[each] for each in chunk)])
-        rows = (len(chunk) + 1) * (1 + cells)
-        if chunk and (rows * width > enough or rows * _row_bytes(decoder, width) > memory):
+        documents = len(chunk) + 1
+        rows = documents * (1 + cells)
+        longest = len(prompts[chunk[0]]) if chunk else 0
+        needed = rows * _row_bytes(decoder, width) + documents * _prefix_bytes(decoder, longest)
+        if chunk and (documents > most or rows * width > enough or needed > memory):
             yield chunk
             chunk = []
         chunk.append(d)

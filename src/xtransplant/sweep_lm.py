@@ -15,8 +15,10 @@ import logging
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +26,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from xtransplant import strategies, sweep
+from xtransplant import __version__, strategies, sweep
 from xtransplant.captures import Captures
-from xtransplant.engine import Decoder
-from xtransplant.lm import Key, Transplant, TransplantLM
+from xtransplant.engine import Decoder, Prefix
+from xtransplant.grid import show
+from xtransplant.lm import Key, Texts, Transplant, TransplantLM
 from xtransplant.selection import Selection
 from xtransplant.types import Cell, Component, LayerPair, Site, XTransplantError
 
@@ -36,8 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Cells of the first batch that are compared with single transplants, as `evaluate` makes them.
-_CHECKED_CELLS = 3
+# First, middle and last cell of the first document, compared with single transplants as `evaluate` makes them.
 _CELL_CHECK = "sweep_against_single_pairs"
 
 
@@ -73,14 +75,14 @@ class Shards:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._found: dict[str, dict[str, np.ndarray]] = {}
-        for path in sorted(folder.glob("*.npz")) if folder is not None and folder.is_dir() else []:
+        for path in sorted(folder.glob("[!.]*.npz")) if folder is not None and folder.is_dir() else []:
             try:
                 with np.load(path) as stored:
                     arrays = dict(stored)
                 for name, array in arrays.items():
                     question, _, part = name.partition(".")
                     self._found.setdefault(question, {})[part] = array
-            except (OSError, ValueError, zipfile.BadZipFile):
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
                 log.warning("%s cannot be read; its documents are computed anew.", path)
 
     def __len__(self) -> int:
@@ -101,9 +103,10 @@ class Shards:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256("".join(sorted(answers)).encode()).hexdigest()[:16]
-        temporary = self.folder / f".{name}.{os.getpid()}.npz"
+        temporary = self.folder / f".{name}.{os.getpid()}"
         arrays: dict[str, Any] = {f"{q}.{part}": array for q, parts in answers.items() for part, array in parts.items()}
-        np.savez_compressed(temporary, **arrays)
+        with temporary.open("wb") as stream:  # a name would get the suffix .npz
+            np.savez_compressed(stream, **arrays)
         temporary.replace(self.folder / f"{name}.npz")
 
 
@@ -142,12 +145,13 @@ class SweepLM(TransplantLM):
         self.halving, self.quality = halving, quality
         self.left_out: list[str] = []  # what a budget left out, for the log and the manifest
 
-    @property
+    @cached_property
     def cells(self) -> list[Cell]:
         return self.sweep.resolve(self.decoder.num_layers)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self._check_prompts(requests)
+        _refuse_repeats(requests)
         rows = 1 + len(self.cells)
         for request in requests:
             request.cells = (np.full(rows, np.nan, np.float32), np.zeros(rows, np.bool_))
@@ -167,8 +171,7 @@ class SweepLM(TransplantLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         self._check_prompts(requests)
-        if len({id(request) for request in requests}) < len(requests):
-            raise XTransplantError("A task that repeats its requests has no single answer in a cell. Use repeats: 1.")
+        _refuse_repeats(requests)
         for request in requests:
             request.cells = [None] * (1 + len(self.cells))
         self._in_rounds(requests, self._generate, disable_tqdm)
@@ -231,7 +234,7 @@ class SweepLM(TransplantLM):
         waiting: dict[Key, str] = {}
         for key, group in groups.items():
             choices = [choice for _, choice in group]
-            question = _question("score", key, choices, cells, self.sweep.site, self.captures.noise_seed)
+            question = self._question("score", key, choices, cells)
             if key[1] is None:
                 # No transplant is possible: every cell is the untouched model.
                 [plain] = score(self.decoder, prefill(self.decoder, [key[0]]), [choices])
@@ -248,7 +251,10 @@ class SweepLM(TransplantLM):
         continuations = [[choice for _, choice in groups[key]] for key in keys]
         nodes = [sweep.count_nodes(choices) for choices in continuations]
         self._announce(
-            [sweep.cost(self.decoder, len(key[0]), 0, count, cells) for key, count in zip(keys, nodes, strict=True)],
+            [
+                sweep.cost(self.decoder, len(key[0]), count, cells, self.sweep.site)
+                for key, count in zip(keys, nodes, strict=True)
+            ],
             len(cells),
             5 * sum(map(len, continuations)),
         )
@@ -259,7 +265,8 @@ class SweepLM(TransplantLM):
             found = sweep.score_cells(
                 self.decoder, [key[0] for key in some], vectors, cells, asked, self.sweep.site, self.sweep.memory
             )
-            self._check_cells(some, asked, vectors, cells, found)
+            _refuse_overflow(found, cells)
+            self._check_scores(some[0], asked[0], vectors, cells, found[0])
             answers = {
                 waiting[key]: {"logprob": scores.logprob, "greedy": scores.greedy}
                 for key, scores in zip(some, found, strict=True)
@@ -271,38 +278,20 @@ class SweepLM(TransplantLM):
             bar.update(len(some))
 
     def _generate(self, requests: list[Instance], chosen: list[int], bar: Any) -> None:
-        from xtransplant.engine import generate, prefill
-
         cells = [self.cells[c] for c in chosen]
         rows = [0, *(1 + c for c in chosen)]
         for work in self._texts(requests):
-            costs = [sweep.cost(self.decoder, len(key[0]), 0, 1, cells, work.limit) for key in work.wanted]
+            self._check_engine(sorted((key[0] for key in work.wanted), key=len, reverse=True))
+            costs = [
+                sweep.cost(self.decoder, len(key[0]), 1, cells, self.sweep.site, work.limit) for key in work.wanted
+            ]
             self._announce(costs, len(cells), 4 * len(costs))
             for key, group in work.wanted.items():
                 asked = [work.limit, work.until, sorted(work.ends), work.sampling, self.seed if work.sampling else None]
-                question = _question("text", key, asked, cells, self.sweep.site, self.captures.noise_seed)
+                question = self._question("text", key, asked, cells)
                 known = self.shards.get(question)
                 if known is None:
-                    choose = self._chooser(work.sampling, [key] * len(rows)) if work.sampling else None
-                    if key[1] is None:
-                        [tokens] = generate(
-                            self.decoder, prefill(self.decoder, [key[0]]), work.limit, work.ended, choose
-                        )
-                        generated = [tokens] * len(rows)
-                    else:
-                        [generated] = sweep.generate_cells(
-                            self.decoder,
-                            [key[0]],
-                            self._vectors([key]),
-                            cells,
-                            work.limit,
-                            work.ended,
-                            self.sweep.site,
-                            self.sweep.memory,
-                            None if choose is None else _for_one(choose),
-                        )
-                        self._count([key], cells)
-                    texts = [work.text(tokens) for tokens in generated]
+                    texts = [work.text(tokens) for tokens in self._continued(key, work, cells)]
                     distinct = list(dict.fromkeys(texts))
                     known = {
                         "texts": np.frombuffer(json.dumps(distinct).encode(), np.uint8),
@@ -314,6 +303,26 @@ class SweepLM(TransplantLM):
                     for row, place in zip(rows, known["text"], strict=True):
                         requests[n].cells[row] = distinct[place]
                 bar.update(1)
+
+    def _continued(self, key: Key, work: Texts, cells: Sequence[Cell]) -> list[list[int]]:
+        """New tokens of a prompt, untouched and in the cells."""
+        from xtransplant.engine import generate, prefill
+
+        choose = self._chooser(work.sampling, [key] * (1 + len(cells))) if work.sampling else None
+        if key[1] is None:
+            # No transplant is possible: every cell is the untouched model.
+            [tokens] = generate(self.decoder, prefill(self.decoder, [key[0]]), work.limit, work.ended, choose)
+            return [tokens] * (1 + len(cells))
+        vectors = self._vectors([key])
+        of_one = None if choose is None else _for_one(choose)
+        site, memory = self.sweep.site, self.sweep.memory
+        [found] = sweep.generate_cells(
+            self.decoder, [key[0]], vectors, cells, work.limit, work.ended, site, memory, of_one
+        )
+        self._count([key], cells)
+        if choose is None:
+            self._check_texts(key, work, vectors, cells, found)
+        return found
 
     def _announce(self, costs: Sequence[sweep.Cost], cells: int, bytes_a_cell: int) -> None:
         """The estimate of what is about to be computed: at most so long, so much memory, so many bytes on disk."""
@@ -338,24 +347,62 @@ class SweepLM(TransplantLM):
         self.counts.prompts += len(keys)
         self.counts.transplants += len(keys) * len(cells)
 
-    def _check_cells(
-        self, keys: Sequence[Key], asked: Sequence[Any], vectors: dict[Component, Any], cells: Sequence[Cell],
-        found: Sequence[Any],
-    ) -> None:  # fmt: skip
+    def _check_scores(
+        self, key: Key, choices: Any, vectors: dict[Component, Any], cells: Sequence[Cell], found: sweep.Scores
+    ) -> None:
         """Some cells of the first document against single transplants, as `evaluate` makes them. Once a run."""
-        from xtransplant.engine import Writes, prefill, score
+        from xtransplant.engine import score
 
+        def difference(c: int) -> float:
+            singles = score(self.decoder, self._single(key, vectors, cells[c]), [choices])[0]
+            expected = np.array([single.logprob for single in singles], np.float32)
+            with np.errstate(invalid="ignore"):  # of -inf on both sides, which are equal
+                differences = np.abs(found.logprob[1 + c] - expected)
+            return float(np.where(found.logprob[1 + c] == expected, 0, differences).max())
+
+        self._check_cells(cells, difference)
+
+    def _check_texts(
+        self, key: Key, work: Texts, vectors: dict[Component, Any], cells: Sequence[Cell], found: Sequence[list[int]]
+    ) -> None:
+        """Likewise texts: where one leaves that of a single transplant, both tokens have to be equally probable."""
+        from xtransplant.engine import generate, score
+
+        def difference(c: int) -> float:
+            text = found[1 + c]
+            [single] = generate(self.decoder, self._single(key, vectors, cells[c]), work.limit, work.ended)
+            if text == single:
+                return 0.0
+            same = next((n for n, (a, b) in enumerate(zip(text, single, strict=False)) if a != b), None)
+            if same is None:
+                return float("inf")  # one of them ended where the other did not
+            either = [text[: same + 1], single[: same + 1]]
+            scores = score(self.decoder, self._single(key, vectors, cells[c]), [either])[0]
+            return abs(scores[0].logprob - scores[1].logprob)
+
+        self._check_cells(cells, difference)
+
+    def _check_cells(self, cells: Sequence[Cell], difference: Callable[[int], float]) -> None:
         if _CELL_CHECK in self.counts.checks or not cells:
             return
-        worst = 0.0
-        for c in sorted({0, len(cells) // 2, len(cells) - 1})[:_CHECKED_CELLS]:
-            cell = cells[c]
-            vector = vectors[cell.component][cell.source, :1]
-            prefix = prefill(self.decoder, [keys[0][0]], Writes(cell.component, [cell.target], vector, self.sweep.site))
-            for choice, single in enumerate(score(self.decoder, prefix, [asked[0]])[0]):
-                worst = max(worst, abs(single.logprob - float(found[0].logprob[1 + c, choice])))
-        self.counts.checks[_CELL_CHECK] = worst
+        some = sorted({0, len(cells) // 2, len(cells) - 1})
+        # Not max(), which loses a NaN.
+        self.counts.checks[_CELL_CHECK] = float(np.max([difference(c) for c in some]))
         self._refuse_failed_checks()
+
+    def _single(self, key: Key, vectors: dict[Component, Any], cell: Cell) -> Prefix:
+        """A prompt with one cell's transplant."""
+        from xtransplant.engine import Writes, prefill
+
+        vector = vectors[cell.component][cell.source, :1]
+        return prefill(self.decoder, [key[0]], Writes(cell.component, [cell.target], vector, self.sweep.site))
+
+    def _question(self, kind: str, key: Key, asked: Any, cells: Sequence[Cell]) -> str:
+        """A name for what was asked, of which model, so that no other answer is taken for it."""
+        described = [(cell.component.value, cell.source, cell.target) for cell in cells]
+        model = (self.captures.model, self.decoder.device.type, __version__)
+        text = repr((kind, key, asked, described, self.sweep.site.value, self.captures.noise_seed, model))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _documents(requests: Sequence[Instance]) -> list[list[Instance]]:
@@ -385,11 +432,21 @@ def _for_one(choose: Callable[[list[int], Any], list[int]]) -> Callable[[int, li
     return lambda _, rows, logits: choose(rows, logits)
 
 
-def _question(kind: str, key: Key, asked: Any, cells: Sequence[Cell], site: Site, noise_seed: int | None) -> str:
-    """A name for what was asked; the model is that of the folder."""
-    described = [(cell.component.value, cell.source, cell.target) for cell in cells]
-    text = repr((kind, key, asked, described, site.value, noise_seed))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def _refuse_repeats(requests: Sequence[Instance]) -> None:
+    if len({id(request) for request in requests}) < len(requests):
+        raise XTransplantError("A task that repeats its requests has no single answer in a cell. Use repeats: 1.")
+
+
+def _refuse_overflow(found: Sequence[sweep.Scores], cells: Sequence[Cell]) -> None:
+    """NaN says elsewhere that a cell was not looked at."""
+    for scores in found:
+        bad = np.flatnonzero((np.isnan(scores.logprob) | (scores.logprob == np.inf)).any(axis=1))
+        if len(bad):
+            where = "the untouched model" if bad[0] == 0 else show(cells[bad[0] - 1])
+            raise XTransplantError(
+                f"{len(bad)} of {len(scores.logprob)} cells, e.g. {where}, give log-probabilities that are no numbers: "
+                "the activations overflow. Use model.dtype=float32, or bfloat16."
+            )
 
 
 def rounds(budget: float) -> Callable[[int, int], list[tuple[int, int]]]:

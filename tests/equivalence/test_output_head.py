@@ -101,7 +101,18 @@ def test_read_is_log_softmax() -> None:
     weight, hidden = random(9_000, HIDDEN), random(300, HIDDEN, seed=1) * 3
     logits = torch.tanh(hidden @ weight.T * 0.5 / 30) * 30
     decoder = decoder_of(weight, logit_scale=0.5, final_logit_softcapping=30.0)
-    largest, normaliser, asked = output_head.read(decoder, hidden, [0, 8_191, 8_192, 8_999])
-    torch.testing.assert_close(largest, logits.amax(-1))
-    torch.testing.assert_close(normaliser, logits.logsumexp(-1))
-    torch.testing.assert_close(asked, logits[:, [0, 8_191, 8_192, 8_999]])
+    found = output_head.read(decoder, hidden, [0, 8_191, 8_192, 8_999])
+    torch.testing.assert_close(found.largest, logits.amax(-1))
+    torch.testing.assert_close(found.normaliser, logits.logsumexp(-1))
+    torch.testing.assert_close(found.asked, logits[:, [0, 8_191, 8_192, 8_999]])
+    assert found.best is None
+
+
+@torch.inference_mode()
+def test_of_equal_logits_in_half_precision_the_first_is_the_greedy_one() -> None:
+    weight = random(9_000, HIDDEN).bfloat16()
+    weight[8_500] = weight[17]
+    hidden = weight[[17, 8_500, 40]] * 2
+    found = output_head.read(decoder_of(weight), hidden, [17, 8_500])
+    assert found.best is not None and found.best.tolist() == [17, 17, 40]
+    assert (found.asked[:2] == found.largest[:2, None]).all()

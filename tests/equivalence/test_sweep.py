@@ -148,6 +148,6 @@ def test_hooks_and_attention_are_put_back_after_a_failure() -> None:
 
 def test_cost_grows_with_the_cells() -> None:
     decoder = decoder_of("llama")
-    few = sweep.cost(decoder, 20, 20, 3, cells_of([Component.ffn], [(0, 3)]))
-    many = sweep.cost(decoder, 20, 20, 3, cells_of([Component.ffn]))
+    few = sweep.cost(decoder, 20, 3, cells_of([Component.ffn], [(0, 3)]), Site.module)
+    many = sweep.cost(decoder, 20, 3, cells_of([Component.ffn]), Site.module)
     assert 0 < few.flops < many.flops and 0 < few.memory < many.memory
