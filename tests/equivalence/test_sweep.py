@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from tests.equivalence.test_architectures import decoder_of, every_case, every_site, hook_count, reference
 from tests.equivalence.tiny import VOCAB
-from xtransplant import engine, sweep
+from xtransplant import engine, output_head, shared_prefix, sweep
 from xtransplant.engine import Decoder
 from xtransplant.types import Cell, Component, Site
 
@@ -110,6 +112,75 @@ def test_any_order_of_cells_gives_the_same(case: str) -> None:
     again = sweep.generate_cells(decoder, TARGETS, vectors, [cells[n] for n in mixed], 6, lambda tokens: False)
     for text, repeated in zip(texts, again, strict=True):
         assert repeated[1:] == [text[1 + n] for n in mixed]
+
+
+@pytest.mark.parametrize("screened", [True, False])
+def test_any_blocks_of_the_output_head_give_the_same(screened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny vocabulary is one block; a real one is many."""
+    decoder = decoder_of("llama")
+    vectors = engine.capture(decoder, SOURCES, [Component.ffn])
+    cells = cells_of([Component.ffn])
+    scores = sweep.score_cells(decoder, TARGETS, vectors, cells, CHOICES)
+    texts = sweep.generate_cells(decoder, TARGETS, vectors, cells, 6, lambda tokens: False)
+    monkeypatch.setattr(output_head, "COLUMNS", 64)
+    monkeypatch.setattr(output_head, "ROWS", 7)
+    monkeypatch.setattr(output_head, "_screens", WeakKeyDictionary())
+    monkeypatch.setattr(output_head, "_pays", lambda weight: screened)
+    assert VOCAB > 64
+    for one, other in zip(scores, sweep.score_cells(decoder, TARGETS, vectors, cells, CHOICES), strict=True):
+        np.testing.assert_allclose(other.logprob, one.logprob, atol=1e-4, rtol=0)
+        np.testing.assert_array_equal(other.greedy, one.greedy)
+    assert sweep.generate_cells(decoder, TARGETS, vectors, cells, 6, lambda tokens: False) == texts
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma2", "gemma3_text"])
+def test_attention_some_queries_at_a_time_gives_the_same(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = decoder_of(case)
+    vectors = engine.capture(decoder, SOURCES, [Component.attn])
+    cells = cells_of([Component.attn])
+    expected = sweep.score_cells(decoder, TARGETS, vectors, cells, CHOICES)
+    monkeypatch.setattr(shared_prefix, "_LOGIT_BYTES", 4096)
+    for one, other in zip(expected, sweep.score_cells(decoder, TARGETS, vectors, cells, CHOICES), strict=True):
+        np.testing.assert_allclose(other.logprob, one.logprob, atol=1e-4, rtol=0)
+
+
+def test_no_new_tokens_are_none() -> None:
+    decoder = decoder_of("llama")
+    vectors = engine.capture(decoder, SOURCES, [Component.ffn])
+    texts = sweep.generate_cells(decoder, TARGETS, vectors, cells_of([Component.ffn]), 0, lambda tokens: False)
+    assert texts == [[[]] * 17] * len(TARGETS)
+
+
+def test_a_batch_keeps_to_the_memory_its_prompts_included() -> None:
+    """Few cells and long prompts: what fills the memory is the prompts' cache."""
+    decoder = decoder_of("llama")
+    prompts = [[5] * length for length in range(200, 260)]
+    one = sweep.cost(decoder, 259, 2, [Cell(Component.ffn, 0, 0)], Site.module).memory
+    for memory in (one, 7 * one):
+        chunks = list(sweep.batches(decoder, prompts, [2] * 60, 1, memory))
+        assert sorted(d for chunk in chunks for d in chunk) == list(range(60))
+        for chunk in chunks:
+            longest = max(len(prompts[d]) for d in chunk)
+            needed = len(chunk) * sweep.cost(decoder, longest, 2, [Cell(Component.ffn, 0, 0)], Site.module).memory
+            assert needed <= memory or len(chunk) == 1
+    # A killed run has these to do again.
+    assert max(map(len, sweep.batches(decoder, [[5, 6]] * 100, [1] * 100, 1, 2**40))) == 32
+
+
+def test_broken_attention_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN too, which no comparison finds too large."""
+    decoder = decoder_of("llama")
+    for factor in (1.5, float("nan")):
+        monkeypatch.setattr(sweep, "_slow", WeakKeyDictionary())
+        attend = shared_prefix._attend
+
+        def broken(*given: Any, attend: Any = attend, factor: float = factor) -> Any:
+            out, lse = attend(*given)
+            return out * factor, lse
+
+        with monkeypatch.context() as patched:
+            patched.setattr(shared_prefix, "_attend", broken)
+            assert "differ by" in str(sweep.why_slow(decoder))
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma3_text", "bloom"])

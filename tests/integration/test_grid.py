@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import write_tasks
-from xtransplant import grid_jobs, jobs, pairing, sweep, sweep_lm
+from xtransplant import grid_jobs, jobs, pairing, record, sweep, sweep_lm
 from xtransplant.compose import compose
 from xtransplant.config import AnalyzeConfig, EvaluateConfig, GridConfig, SelectConfig, StrategiesConfig
 from xtransplant.grid import Grid
@@ -82,10 +83,13 @@ def samples(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("kind", ["choice", "word", "contexts", "generate"])
+@pytest.mark.parametrize("kind", ["choice", "word", "contexts", "generate", "sampled"])
 def test_a_cell_is_what_evaluate_gives(place: Path, kind: str) -> None:
-    _, grid = run_grid(place, kind, **{"transplant.component": "[ffn,attn]"})
+    made, grid = run_grid(place, kind, **{"transplant.component": "[ffn,attn]"})
     assert len(grid.cells) == 2 * 16
+    # Texts that are drawn cannot be compared with single ones one by one.
+    assert ("sweep_against_single_pairs" in made.manifest["checks"]) == (kind != "sampled")
+    assert made.manifest["checks"]["padding_invariance"] < 1e-3
     for component in ("ffn", "attn"):
         for source, target in PAIRS[:2]:
             run = run_evaluate(
@@ -95,7 +99,7 @@ def test_a_cell_is_what_evaluate_gives(place: Path, kind: str) -> None:
             for row in samples(run):
                 d = grid.documents.index(f"colour_{kind}_{{lang}}/{row['key']}")
                 assert grid.scores[0, d, column] == row[grid.metric]
-                if kind == "generate":
+                if kind in ("generate", "sampled"):
                     assert grid.texts is not None and grid.text is not None
                     assert grid.texts[grid.text[d, column]] == row["resps"][0][0]
                 else:
@@ -157,6 +161,96 @@ def test_a_killed_grid_resumes_and_the_same_one_is_found(
     assert not again
 
 
+def test_answers_of_other_weights_are_not_taken_for_these(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder's hash knows the model's path only; a checkpoint may change under it while a grid is interrupted."""
+    save_checkpoint("llama", tmp_path / "model")
+    write_tasks(tmp_path / "tasks")
+    add = sweep_lm.Shards.add
+    kept: list[int] = []
+
+    def killed_at_second(self: sweep_lm.Shards, answers: dict[str, Any]) -> None:
+        if kept:
+            raise KeyboardInterrupt
+        kept.append(len(answers))
+        add(self, answers)
+
+    monkeypatch.setitem(sweep._ENOUGH_TOKENS, "cpu", 100)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(sweep_lm.Shards, "add", killed_at_second)
+        run_grid(tmp_path, "choice")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    changed = {name: tensor * 1.5 for name, tensor in weights.items()}
+    save_file(changed, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    _, resumed = run_grid(tmp_path, "choice")
+    _, fresh = run_grid(tmp_path, "choice", output_dir=tmp_path / "fresh")
+    assert resumed.logprob is not None and fresh.logprob is not None
+    np.testing.assert_allclose(resumed.logprob, fresh.logprob, atol=1e-4)
+
+
+def test_damaged_parts_are_computed_anew(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shards = sweep_lm.Shards(tmp_path)
+    shards.add({"a": {"logprob": np.ones((2, 3))}})
+    shards.add({"b": {"logprob": np.zeros((2, 3))}})
+    [first, second] = sorted(tmp_path.glob("*.npz"))
+    damaged = bytearray(first.read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    first.write_bytes(damaged)
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / ".left.123").write_bytes(b"by a kill")
+    with np.load(second) as whole:
+        [name] = {each.partition(".")[0] for each in whole.files}
+    again = sweep_lm.Shards(tmp_path)
+    assert again.get(name) is not None
+    assert len(again) == 1
+    assert "empty.npz cannot be read" in caplog.text
+
+
+def test_nothing_is_lost_before_the_manifest_is_written(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any, **more: Any) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(record, "close_run", full)
+        run_grid(place, "choice", output_dir=tmp_path)
+    monkeypatch.setattr(sweep, "score_cells", lambda *given: pytest.fail("computed again"))
+    run, grid = run_grid(place, "choice", output_dir=tmp_path)
+    assert run.manifest["prompts_answered_before"] == len(grid.documents)
+    assert not (run.folder / "responses").exists()
+
+
+@pytest.mark.parametrize("kind", ["choice", "generate"])
+def test_a_broken_sweep_is_refused(kind: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score_cells, generate_cells = sweep.score_cells, sweep.generate_cells
+
+    def shifted(*given: Any) -> Any:
+        return [scores._replace(logprob=scores.logprob + 1) for scores in score_cells(*given)]
+
+    def turned(*given: Any) -> Any:
+        return [[[token ^ 1 for token in text] for text in texts] for texts in generate_cells(*given)]
+
+    monkeypatch.setattr(sweep, "score_cells", shifted)
+    monkeypatch.setattr(sweep, "generate_cells", turned)
+    with pytest.raises(XTransplantError, match="The sweep_against_single_pairs check failed"):
+        run_grid(place, kind, output_dir=tmp_path)
+
+
+def test_log_probabilities_that_are_no_numbers_are_an_error(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score_cells = sweep.score_cells
+
+    def overflowing(*given: Any) -> Any:
+        found = score_cells(*given)
+        found[0].logprob[4, 1] = np.nan
+        return found
+
+    monkeypatch.setattr(sweep, "score_cells", overflowing)
+    with pytest.raises(XTransplantError, match=r"1 of 17 cells, e\.g\. ffn 0>3, give .*bfloat16"):
+        run_grid(place, "choice", output_dir=tmp_path)
+
+
 def test_source_vectors_are_kept_and_used_again(place: Path, tmp_path: Path) -> None:
     first, _ = run_grid(place, "choice", output_dir=tmp_path / "out")
     assert first.manifest["sources_computed"] == len(samples(first))
@@ -176,6 +270,13 @@ def test_a_budget_looks_at_few_cells_on_all_documents(place: Path) -> None:
     assert grid.seen.sum() >= 1 and (looked_at.sum(0) > 0).all()
     np.testing.assert_array_equal(grid.scores[0][looked_at], full.scores[0][looked_at])
     assert len(run.manifest["left_out"]) == 3
+    # The better half of the cells goes on from each round.
+    rounds = sorted({int(count) for count in looked_at.sum(axis=1)}, reverse=True)
+    assert rounds == [16, 8, 4]
+    first = looked_at.sum(axis=1) == 16
+    second = looked_at[looked_at.sum(axis=1) == 8][0]
+    score = full.quality[first].mean(axis=0)
+    assert score[second].min() >= score[~second].max()
     with pytest.raises(XTransplantError, match=r"grid\.budget=0\.01: too little"):
         run_grid(place, "choice", **{"grid.budget": "0.01"})
 

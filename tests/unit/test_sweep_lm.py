@@ -1,0 +1,51 @@
+"""What a sweep behind the harness keeps, and under which name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.equivalence.test_architectures import decoder_of
+from xtransplant.captures import Captures
+from xtransplant.sweep_lm import Sweep, SweepLM, rounds
+from xtransplant.types import Cell, Component, Site, XTransplantError
+
+
+def lm(site: Site = Site.module, noise_seed: int | None = None, files: str = "1") -> SweepLM:
+    decoder = decoder_of("llama")
+    bank = Captures(decoder, None, {"files": {"a": files}}, noise_seed)
+    return SweepLM(decoder, Sweep((Component.ffn,), site), captures=lambda: bank)
+
+
+def test_an_answer_is_named_by_everything_that_it_depends_on() -> None:
+    key: Any = ((5, 6), (7, 8))
+    cells = [Cell(Component.ffn, 0, 1)]
+    names = [
+        lm()._question("score", key, [[1]], cells),
+        lm()._question("text", key, [[1]], cells),
+        lm()._question("score", ((5, 7), (7, 8)), [[1]], cells),
+        lm()._question("score", ((5, 6), (7, 9)), [[1]], cells),
+        lm()._question("score", key, [[1, 2]], cells),
+        lm()._question("score", key, [[1]], [Cell(Component.attn, 0, 1)]),
+        lm()._question("score", key, [[1]], [*cells, Cell(Component.ffn, 1, 1)]),
+        lm(site=Site.branch)._question("score", key, [[1]], cells),
+        lm(noise_seed=3)._question("score", key, [[1]], cells),
+        lm(files="2")._question("score", key, [[1]], cells),
+    ]
+    assert len(set(names)) == len(names)
+    assert names[0] == lm()._question("score", key, [[1]], cells)
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.6, 0.4, 0.2])
+def test_rounds_stay_within_the_budget_and_use_every_document(budget: float) -> None:
+    plan = rounds(budget)(100, 648)
+    assert sum(documents for documents, _ in plan) == 100
+    assert sum(documents * cells for documents, cells in plan) <= budget * 100 * 648
+    assert [cells for _, cells in plan] == [648 // 2**n for n in range(len(plan))]
+    assert plan == sorted(plan)  # more documents in later rounds
+
+
+def test_a_budget_too_small_is_refused() -> None:
+    with pytest.raises(XTransplantError, match=r"grid\.budget=0\.05: too little for 4 documents and 16 cells"):
+        rounds(0.05)(4, 16)
