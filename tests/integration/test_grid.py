@@ -270,13 +270,6 @@ def test_a_budget_looks_at_few_cells_on_all_documents(place: Path) -> None:
     assert grid.seen.sum() >= 1 and (looked_at.sum(0) > 0).all()
     np.testing.assert_array_equal(grid.scores[0][looked_at], full.scores[0][looked_at])
     assert len(run.manifest["left_out"]) == 3
-    # The better half of the cells goes on from each round.
-    rounds = sorted({int(count) for count in looked_at.sum(axis=1)}, reverse=True)
-    assert rounds == [16, 8, 4]
-    first = looked_at.sum(axis=1) == 16
-    second = looked_at[looked_at.sum(axis=1) == 8][0]
-    score = full.quality[first].mean(axis=0)
-    assert score[second].min() >= score[~second].max()
     with pytest.raises(XTransplantError, match=r"grid\.budget=0\.01: too little"):
         run_grid(place, "choice", **{"grid.budget": "0.01"})
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.equivalence.test_architectures import decoder_of
@@ -35,6 +37,25 @@ def test_an_answer_is_named_by_everything_that_it_depends_on() -> None:
     ]
     assert len(set(names)) == len(names)
     assert names[0] == lm()._question("score", key, [[1]], cells)
+
+
+def test_the_better_half_of_the_cells_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = decoder_of("llama")
+    bank = Captures(decoder, None, {})
+    # A cell is as good as its number, in the order of the documents' rounds.
+    found = SweepLM(
+        decoder,
+        Sweep((Component.ffn,), Site.module),
+        halving=rounds(0.5),
+        quality=lambda document: np.arange(17.0),
+        captures=lambda: bank,
+    )
+    monkeypatch.setattr(found, "_keys", lambda requests: [])
+    requests: Any = [SimpleNamespace(task_name="t", doc_id=n, idx=0, args=(str(n),)) for n in range(14)]
+    asked: list[tuple[int, list[int]]] = []
+    found._in_rounds(requests, lambda some, cells, bar: asked.append((len(some), cells)), True)
+    assert asked == [(2, [*range(16)]), (4, [*range(8, 16)]), (8, [*range(12, 16)])]
+    assert found.left_out[-1] == "round 3: 8 documents in 4 of 16 cells"
 
 
 @pytest.mark.parametrize("budget", [1.0, 0.6, 0.4, 0.2])
