@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -138,3 +139,10 @@ def counts_of(grid: Grid) -> list[int]:
     """How many choices each document has."""
     assert grid.choice_scores is not None
     return (~np.isnan(grid.choice_scores)).sum(axis=1).tolist()
+
+
+def as_errors(grid: Grid) -> Grid:
+    """The same grid with a metric that is better when lower: 1 less the score."""
+    facts = grid.meta | {"metrics": ["error"], "higher_is_better": {"error": False}}
+    choices = None if grid.choice_scores is None else 1 - grid.choice_scores
+    return replace(grid, meta=facts, scores=1 - grid.scores, vanilla=1 - grid.vanilla, choice_scores=choices)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from tests.unit.grids import BEST, all_cells, choice_grid, counts_of, hand_grid, text_grid
+from tests.unit.grids import BEST, all_cells, as_errors, choice_grid, counts_of, hand_grid, text_grid
 from xtransplant.analysis import (
     analyze,
     best_rows,
@@ -83,6 +83,28 @@ def test_a_metric_that_is_better_when_lower_is_turned() -> None:
     )
     analysis = analyze(grid)
     assert analysis["components"]["ffn"]["winner"]["in_sample"] == pytest.approx(2 / 3)
+
+
+def test_errors_give_what_scores_give() -> None:
+    grid, control = choice_grid(num_choices=(2, 4, 3)), choice_grid(num_choices=(2, 4, 3), best=None, control="noise")
+    one, other = analyze(grid, [control]), analyze(as_errors(grid), [as_errors(control)])
+    for name, found in one["components"].items():
+        turned = other["components"][name]
+        for key in ("cells", "summary", "reliability", "winner", "best", "worst"):
+            for a, b in zip(numbers(found[key]), numbers(turned[key]), strict=True):
+                assert b == pytest.approx(a, abs=1e-5) or b == pytest.approx(1 - a, abs=1e-5)
+    for row, turned in zip(one["controls"], other["controls"], strict=True):
+        for key in ("above", "above_low", "above_high", "best_gain", "mean_gain", "reference_best_gain"):
+            assert turned[key] == pytest.approx(row[key], abs=1e-6)
+
+
+def numbers(value: Any) -> list[float]:
+    """All numbers in JSON values, in order; None as 0."""
+    if isinstance(value, dict):
+        return [number for each in value.values() for number in numbers(each)]
+    if isinstance(value, list):
+        return [number for each in value for number in numbers(each)]
+    return [0.0 if value is None else float(value)]
 
 
 def test_log_probabilities_are_of_the_right_choice_normalised_and_raw() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.grids import BEST, all_cells, choice_grid, counts_of, hand_grid, text_grid
+from tests.unit.grids import BEST, all_cells, as_errors, choice_grid, counts_of, hand_grid, text_grid
 from xtransplant import stats
 from xtransplant.comparison import strategy_table
 from xtransplant.grid import Grid, chance, ranked, union
@@ -712,6 +712,20 @@ def test_a_control_is_paired_with_the_real_grid_document_by_document(sample: Gri
         assert first[name] == pytest.approx(second[name])
     assert first["name"] == "upper bound, control noise (ffn, sample)"
     assert third["name"] == "upper bound, control noise (attn, sample)"
+
+
+def test_errors_give_what_scores_give(sample: Grid, unseen: Grid) -> None:
+    """Every strategy chooses and answers the same, and every gain is one, where lower is better."""
+    noise = choice_grid(30, num_choices=(4,), best=None, skill=0, seed=7, first=1000, control="noise")
+    rows = strategy_table(sample, unseen, [noise])
+    turned = strategy_table(as_errors(sample), as_errors(unseen), [as_errors(noise)])
+    opposite = {"score", "sample_score", "chance", "reference", "cell_mean", "reference_cell_mean"}
+    for one, other in zip(rows, turned, strict=True):
+        for name, value in one.items():
+            if isinstance(value, float):
+                assert other[name] == pytest.approx(1 - value if name in opposite else value, abs=1e-6), name
+            else:
+                assert other[name] == value, name
 
 
 def test_oracles_have_no_p_and_equal_rows_an_interval_of_their_own(sample: Grid, unseen: Grid) -> None:
