@@ -490,9 +490,9 @@ def full_forward_error(decoder: Decoder, prompt: Sequence[int], continuation: Se
 
 
 def _logprob_difference(one: Tensor, other: Tensor) -> float:
-    # Far tails are not compared: a log-probability of -40 carries no weight in any score.
+    # Far tails are not compared: a log-probability of -40 carries no weight in any score. Asked so that a NaN is.
     one, other = one.log_softmax(-1), other.log_softmax(-1)
-    return float((one - other).abs()[torch.maximum(one, other) > -20].max())
+    return float((one - other).abs()[~(torch.maximum(one, other) <= -20)].max())
 
 
 def _module_list(model: PreTrainedModel, name: str) -> list[nn.Module]:

@@ -301,7 +301,7 @@ class TransplantLM(TemplateLM):
             else:
                 # As TemplateLM.loglikelihood, which does not let its requests through.
                 prompt, choice = [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
-                if choice[0] == self.prefix_token_id:
+                if choice[:1] == [self.prefix_token_id]:
                     prompt, choice = choice[:1], choice[1:]
             if not choice:
                 raise XTransplantError(f"{request.task_name}: an empty choice in document {request.doc_id}.")

@@ -470,7 +470,10 @@ def _try(decoder: Decoder, site: Site) -> str | None:
     except torch.OutOfMemoryError:
         raise  # says nothing about the model
     except (Unsupported, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-        return f"its attention cannot be replaced ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+        why = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        if isinstance(error, RuntimeError):
+            log.warning("The fast sweep failed on this model, for a reason that is not foreseen: %s.", why)
+        return f"its attention cannot be replaced ({why})"
     if not worst <= (1e-3 if decoder.model.dtype.itemsize >= 4 else 0.1):
         return f"rows that join give log-probabilities that differ by {worst:.2g} of their size"
     return None

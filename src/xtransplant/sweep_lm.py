@@ -281,25 +281,27 @@ class SweepLM(TransplantLM):
         cells = [self.cells[c] for c in chosen]
         rows = [0, *(1 + c for c in chosen)]
         for work in self._texts(requests):
-            self._check_engine(sorted((key[0] for key in work.wanted), key=len, reverse=True))
-            costs = [
-                sweep.cost(self.decoder, len(key[0]), 1, cells, self.sweep.site, work.limit) for key in work.wanted
-            ]
-            self._announce(costs, len(cells), 4 * len(costs))
-            for key, group in work.wanted.items():
+            questions = {}
+            for key in work.wanted:
                 asked = [work.limit, work.until, sorted(work.ends), work.sampling, self.seed if work.sampling else None]
-                question = self._question("text", key, asked, cells)
-                known = self.shards.get(question)
-                if known is None:
+                questions[key] = self._question("text", key, asked, cells)
+            waiting = [key for key, question in questions.items() if self.shards.get(question) is None]
+            self._check_engine(sorted((key[0] for key in waiting), key=len, reverse=True))
+            costs = [sweep.cost(self.decoder, len(key[0]), 1, cells, self.sweep.site, work.limit) for key in waiting]
+            self._announce(costs, len(cells), 4 * len(costs))
+            for key, question in questions.items():
+                if self.shards.get(question) is None:
                     texts = [work.text(tokens) for tokens in self._continued(key, work, cells)]
                     distinct = list(dict.fromkeys(texts))
-                    known = {
+                    stored: dict[str, np.ndarray] = {
                         "texts": np.frombuffer(json.dumps(distinct).encode(), np.uint8),
                         "text": np.array([distinct.index(text) for text in texts], np.int32),
                     }
-                    self.shards.add({question: known})
+                    self.shards.add({question: stored})
+                known = self.shards.get(question)
+                assert known is not None
                 distinct = json.loads(known["texts"].tobytes())
-                for n in group:
+                for n in work.wanted[key]:
                     for row, place in zip(rows, known["text"], strict=True):
                         requests[n].cells[row] = distinct[place]
                 bar.update(1)

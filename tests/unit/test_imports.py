@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "charts": {"types", "grid", "analysis"},
     "grading": {"types", "grid", "pairing"},
     "lm": {"types", "config", "compose", "captures", "engine", "loading", "pairing", "selection", "sweep_lm"},
-    "sweep_lm": {"types", "captures", "engine", "lm", "selection", "strategies", "sweep"},
+    "sweep_lm": {"types", "captures", "engine", "grid", "lm", "selection", "strategies", "sweep"},
     "record": {"types", "checks"},
     "tables": {"types", "record"},
     "compose": {"types", "config", "checks", "models", "pairing", "selection"},
