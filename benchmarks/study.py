@@ -88,8 +88,11 @@ def page() -> tuple[str, str]:
     """The results page, and its picture."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     found.sort(key=lambda result: PIECES.index(tuple(result["piece"])))
-    parts = [
-        INTRODUCTION.format(pieces=len(found), commands=_commands(found[0])),
+    parts = [INTRODUCTION.format(pieces=len(found), commands=_commands(found[0]))]
+    missing = [name_of(piece) for piece in PIECES if list(piece) not in [result["piece"] for result in found]]
+    if missing:
+        parts.append(f"Still to be computed, {len(missing)} pieces: {', '.join(missing)}.")
+    parts += [
         "## All pieces together\n\n" + ALL_PIECES + "\n\n" + _over_all(found),
         "## Is the upper bound more than chance?\n\n" + BOUNDS + "\n\n" + _bounds(found),
     ]
