@@ -35,6 +35,7 @@ from torch.nn import functional
 
 from xtransplant import engine, output_head
 from xtransplant.engine import Decoder, Writes
+from xtransplant.float32 import fast_products
 from xtransplant.shared_prefix import Layout, OwnCache, SharedPrefix, Unsupported, forward, share
 from xtransplant.types import Cell, Component, Site, XTransplantError
 
@@ -69,6 +70,7 @@ class Cost(NamedTuple):
 
 
 @torch.inference_mode()
+@fast_products()
 def score_cells(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -292,6 +294,7 @@ def _slow_prefixes(
 
 
 @torch.inference_mode()
+@fast_products()
 def generate_cells(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -444,6 +447,7 @@ def why_slow(decoder: Decoder, site: Site = Site.module) -> str | None:
 
 
 @torch.inference_mode()
+@fast_products()
 def _try(decoder: Decoder, site: Site) -> str | None:
     if not decoder.takes_positions:
         return "the model takes no position ids"
@@ -480,6 +484,7 @@ def _try(decoder: Decoder, site: Site) -> str | None:
 
 
 @torch.inference_mode()
+@fast_products()
 def seconds(decoder: Decoder, flops: float) -> float:
     """How long so many floating-point operations of a sweep take here, from the measured rate of a matrix product."""
     weight = decoder.model.get_input_embeddings().weight[: output_head.COLUMNS]
