@@ -308,13 +308,17 @@ def _reader_faults(config: GridReader, unclear: Collection[str]) -> list[str]:
                 continue
             if not isinstance(pattern, str) or not folders(pattern):
                 faults.append(
-                    f"{name}: {shown(pattern)} matches no folder. Give folders of grid runs, e.g. outputs/grid/*."
+                    f"{name}: {shown(pattern)} matches no folder. Give folders of grid runs, e.g. "
+                    "outputs/grid/*-sample-*."
                 )
     if isinstance(config, SelectConfig):
         cell = isinstance(config.fixed, list) and len(config.fixed) == 3 and config.fixed[0] in ("ffn", "attn")
         number = isinstance(config.candidates, int) and not isinstance(config.candidates, bool)
         checks = {
-            "strategy": (config.strategy in STRATEGIES, f"one of {', '.join(STRATEGIES)}"),
+            "strategy": (
+                config.strategy in STRATEGIES,
+                f"one of {', '.join(STRATEGIES)}. {did_you_mean(config.strategy, STRATEGIES)}".strip().rstrip("."),
+            ),
             "component": (
                 config.component in (None, *(each.name for each in Component)),
                 "ffn or attn, or null for all",

@@ -48,6 +48,7 @@ def strategy_table(
     whichever has its documents) on the same documents and cells, with `above`, how much better the reference is, its
     interval `above_low`, `above_high`, and `above_p`; its `difference` is to vanilla on these documents. A bound over
     many cells is often full, so there is also the mean of the single cells, `cell_mean` and `reference_cell_mean`.
+    `split` is the half that its documents are of.
 
     Raises:
         XTransplantError: the grids share a document, are pooled ones, or of unlike models, tasks, language pairs or
@@ -113,7 +114,7 @@ _EMPTY_ROW: dict[str, Any] = dict.fromkeys(
     (
         *("name", "kind", "score", "documents", "difference", "low", "high", "p", "gap_closed", "gap_low", "gap_high"),
         *("cells", "number", "sample_score", "chance", "reference", "above", "above_low", "above_high", "above_p"),
-        *("cell_mean", "reference_cell_mean", "reason"),
+        *("cell_mean", "reference_cell_mean", "split", "reason"),
     )
 )
 
@@ -182,7 +183,7 @@ def _control_rows(controls: Sequence[Grid], sample: Grid, unseen: Grid, seed: in
         rows.append(
             _row(name, "control", reached, control.vanilla[0].astype(np.float64), control.sign, seed)
             | {"number": len(cells), "chance": chance(control, len(cells)), "reference": float(reference.mean())}
-            | {"cell_mean": means[0], "reference_cell_mean": means[1]}
+            | {"cell_mean": means[0], "reference_cell_mean": means[1], "split": control.meta["split"]}
             | _compared(reference, reached, control.sign, seed, ("above", "above_low", "above_high", "above_p"))
         )
     return rows

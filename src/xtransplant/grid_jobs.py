@@ -153,6 +153,24 @@ def _meta(config: GridConfig, lm: SweepLM, pairs: list[Pairing], facts: dict[str
     }
 
 
+_CELLS_LEGEND = (
+    "p: this cell alone; max-T p: for having looked at all cells; FDR q: share of false ones among those up to it. "
+    "nats: change of the right choice's log-probability."
+)
+_STRATEGIES_LEGEND = (
+    "gain: over vanilla; on sample: score where it was chosen, optimistic; gap closed: share of the way from vanilla "
+    "to the upper bound; p: McNemar's, each row alone. An oracle reads the labels: as many guesses as it has cells "
+    "would reach what is said, so a bound below that is no fault."
+)
+
+
+def _budget_note(found: dict[str, Any]) -> list[str]:
+    """Where a budget chose the cells: which documents test them."""
+    if found["fresh"] == found["documents"]:
+        return []
+    return [f"Tests are on the {found['fresh']} documents of the budget's last round only."]
+
+
 def _grid_summary(made: Grid) -> str:
     from xtransplant import analysis
 
@@ -164,7 +182,9 @@ def _grid_summary(made: Grid) -> str:
         f"{len(made.documents)} documents, {len(made.cells)} cells"
         + (f", control {facts['control']}" if facts["control"] else ""),
         *(f"budget: {line}" for line in facts["left_out"]),
+        *_budget_note(found),
         tables.table(header, rows),
+        _CELLS_LEGEND,
     ]
     return "\n".join(lines)
 
@@ -175,6 +195,13 @@ def select(config: SelectConfig) -> None:
     from xtransplant import strategies as choosing
 
     grids, folders = _load(listed(config.grid), "grid", controls=False)
+    for place in dict.fromkeys(map(_place, grids)):
+        several = [folder for folder, each in zip(folders, grids, strict=True) if _place(each) == place]
+        if len(several) > 1:
+            raise XTransplantError(
+                f"grid: {len(several)} grids of {' '.join(place)}: {', '.join(several)}. One choice is made for each "
+                "model, task and language pair: give one of them, e.g. with a pattern that has -sample- in it."
+            )
     options = {"component": config.component, "fixed": config.fixed, "candidates": config.candidates}
     chosen = choosing.select(
         grids, config.strategy, config.pooled, folders, alpha=config.alpha, seed=config.seed, **options
@@ -191,16 +218,17 @@ def select(config: SelectConfig) -> None:
             each.grids[0]["model_name"],
             each.grids[0]["task_name"],
             ",".join("-".join(grid["language_pair"]) for grid in each.grids),
+            grids[0].meta["split"] if each.pooled else grid.meta["split"],
             each.strategy,
             _cells_shown([as_list(cell) for cell in each.cells]),
             "-" if each.score is None else f"{each.score:.3f}",
             f"{each.vanilla:.3f}",
             str(len(each.documents)),
         ]
-        for each in chosen
+        for each, grid in zip(chosen, grids, strict=False)
     ]
-    print(tables.table(["model", "task", "pair", "strategy", "cells", "sample", "vanilla", "documents"], rows))
-    print("\nThe score on the sample is optimistic: the choice was made on it.")
+    print(tables.table(["model", "task", "pair", "split", "strategy", "cells", "score", "vanilla", "documents"], rows))
+    print("\nThe score is optimistic: the choice was made on these documents.")
     print(path)
 
 
@@ -219,6 +247,8 @@ def strategies(config: StrategiesConfig) -> None:
             raise XTransplantError(
                 f"grid: {len(before)} sample grids for {' '.join(_place(after))}, which is among unseen=. Give one."
             )
+        if (before[0].meta["split"], after.meta["split"]) == ("unseen", "sample"):
+            log.warning("%s: chosen on the unseen half, scored on the sample: swapped?", " ".join(_place(after)))
         beside = [*beside_of[after.sha256], *beside_of[before[0].sha256]]
         beside = list({each.sha256: each for each in beside}.values())
         found.append((after.meta, comparison.strategy_table(before[0], after, beside, config.seed)))
@@ -229,7 +259,7 @@ def strategies(config: StrategiesConfig) -> None:
     for meta, rows in found:
         print(f"\n{meta['model_name']}, {meta['task_name']}, {'-'.join(meta['language_pair'])}, {meta['split']}")
         print(_strategy_text(rows))
-    print(f"\n{folder}")
+    print(f"\n{_STRATEGIES_LEGEND}\n\n{folder}")
 
 
 def analyze(config: AnalyzeConfig) -> None:
@@ -239,6 +269,8 @@ def analyze(config: AnalyzeConfig) -> None:
     grids, _ = _load(listed(config.grid), "grid")
     controls = _load(listed(config.controls), "controls")[0] if config.controls else []
     beside = _beside(controls, grids)
+    if not controls and len({each.meta["control"] for each in grids}) > 1:
+        log.info("Control grids among them are shown as grids; given as controls= they stand beside the others.")
     found = [analysis.analyze(each, beside[each.sha256], seed=config.seed) for each in grids]
     folder = _results_folder(config, "analyze", {"grid": grids, "controls": controls})
     record.write(folder / "analysis.json", record.as_json(found))
@@ -248,13 +280,12 @@ def analyze(config: AnalyzeConfig) -> None:
         record.write(folder / "heatmap_logprob.svg", charts.heatmap(choices, "logprob", config.seed))
     record.write(folder / "curves.svg", charts.curves(grids, config.seed))
     for each, facts in zip(grids, found, strict=True):
-        print(f"\n{' '.join(_place(each))}, {each.meta['split']}, {len(each.documents)} documents")
-        if facts["fresh"] < facts["documents"]:
-            print(f"Tests are on the {facts['fresh']} documents of the budget's last round only.")
-        print()
+        control = f", control {each.meta['control']}" if each.meta["control"] else ""
+        print(f"\n{' '.join(_place(each))}, {each.meta['split']}, {len(each.documents)} documents{control}")
+        print(*_budget_note(facts), sep="\n", end="\n\n" if facts["fresh"] < facts["documents"] else "\n")
         for rows in (analysis.best_rows(facts), analysis.bound_rows(facts), analysis.trust_rows(facts)):
             print(tables.table(*rows), end="\n\n")
-    print(folder)
+    print(f"{_CELLS_LEGEND}\n\n{folder}")
 
 
 def _load(places: Sequence[str], key: str, controls: bool = True) -> tuple[list[Grid], list[str]]:
@@ -322,9 +353,11 @@ def _strategy_text(rows: Sequence[dict[str, Any]]) -> str:
         return "-" if row.get(low) is None else f"{row[low]:+.2f} to {row[high]:+.2f}"
 
     lines = []
+    reasons = []
     for row in rows:
         if row.get("score") is None:
-            lines.append([row["name"], "-", "-", "-", "-", "-", "-", "-", row.get("reason") or ""])
+            lines.append([row["name"], *["-"] * 8])
+            reasons.append(f"{row['name']}: {row['reason']}")
             continue
         cells = row.get("cells")
         lines.append(
@@ -341,7 +374,7 @@ def _strategy_text(rows: Sequence[dict[str, Any]]) -> str:
             ]
         )
     header = ["", "score", "gain", "gain's 95 %", "p", "on sample", "gap closed", "its 95 %", "cells"]
-    return tables.table(header, lines)
+    return "\n".join([tables.table(header, lines), *reasons])
 
 
 def _remark(row: dict[str, Any]) -> str:
@@ -353,7 +386,7 @@ def _remark(row: dict[str, Any]) -> str:
         p = "" if row["above_p"] is None else f", p {row['above_p']:.3g}"
         interval = f"{row['above_low']:+.2f} to {row['above_high']:+.2f}{p}"
         return (
-            f"{cells}, {row['documents']} documents; real vectors there: {row['reference']:.3f}, "
+            f"{cells}, {row['documents']} documents ({row['split']}); real vectors there: {row['reference']:.3f}, "
             f"better by {row['above']:+.3f} ({interval}); mean cell {row['cell_mean']:.3f}, "
             f"there {row['reference_cell_mean']:.3f}"
         )

@@ -50,6 +50,9 @@ def evaluate(config: EvaluateConfig) -> None:
     pairs = load_pairs(config)
     if chosen is not None:
         _refuse_selected(config, chosen, pairs)
+        tasks = dict.fromkeys(str(grid["task_name"]) for grid in chosen.grids)
+        if config.task.name not in tasks:
+            log.warning("The selection was made on %s, and is applied to %s.", ", ".join(tasks), config.task.name)
         if len(chosen.cells) > 1:
             grading.check([found.target for found in pairs])
     record.open_run(folder, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))

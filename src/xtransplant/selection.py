@@ -81,8 +81,8 @@ def read(path: str) -> list[Selection]:
         records = content["selections"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise XTransplantError(
-            f"selection={path}: cannot be read ({type(error).__name__}: {error}). Give the selection.json that "
-            "`xtransplant select` wrote."
+            f"selection={path}: cannot be read ({getattr(error, 'strerror', None) or type(error).__name__}). Give the "
+            "selection.json that `xtransplant select` wrote."
         ) from error
     return [Selection.from_dict(record) for record in records]
 

@@ -50,16 +50,20 @@ class LayerPair:
     target: int
 
     @classmethod
-    def parse(cls, given: Any, num_layers: int) -> LayerPair:
+    def parse(cls, given: Any, num_layers: int, key: str = "transplant.layers") -> LayerPair:
         """Read ``[source, target]``; each an index, a negative index from the end, `first` or `last`.
 
         Raises:
             XTransplantError: not two layers, or a layer outside ``[-num_layers, num_layers)``.
         """
-        example = "Give two layers, e.g. transplant.layers=[17,0] or [last,first]; null is the vanilla model."
+        example = {
+            "transplant.layers": "Give two layers, e.g. transplant.layers=[17,0] or [last,first]; null is the vanilla "
+            "model.",
+            "grid.pairs": "Give pairs of layers, e.g. 'grid.pairs=[[17,0],[13,2]]'.",
+        }.get(key, f"Give two layers, e.g. {key}=[17,0].")
         if isinstance(given, str) or not hasattr(given, "__len__") or len(given) != 2:
-            raise XTransplantError(f"transplant.layers={given!r}: not a pair of layers. {example}")
-        return cls(*(_layer_index(layer, num_layers, example) for layer in given))
+            raise XTransplantError(f"{key}={given!r}: not a pair of layers. {example}")
+        return cls(*(_layer_index(layer, num_layers, key, example) for layer in given))
 
     @classmethod
     def parse_set(cls, given: Any, num_layers: int) -> list[LayerPair]:
@@ -83,7 +87,9 @@ class LayerPair:
                 f"grid.pairs={given!r}: no set of layer pairs. Give {', '.join(named)}, or a list of pairs, e.g. "
                 "'grid.pairs=[[17,0],[13,2]]'."
             )
-        return sorted({cls.parse(pair, num_layers) for pair in given}, key=lambda pair: (pair.source, pair.target))
+        return sorted(
+            {cls.parse(pair, num_layers, "grid.pairs") for pair in given}, key=lambda pair: (pair.source, pair.target)
+        )
 
 
 class Cell(NamedTuple):
@@ -100,15 +106,15 @@ class Cell(NamedTuple):
         return self.target, -self.source, list(Component).index(self.component)
 
 
-def _layer_index(given: Any, num_layers: int, example: str) -> int:
+def _layer_index(given: Any, num_layers: int, key: str, example: str) -> int:
     named = {"first": 0, "last": num_layers - 1}
     if isinstance(given, str) and given in named:
         return named[given]
     if isinstance(given, bool) or not isinstance(given, int):
-        raise XTransplantError(f"transplant.layers: {given!r} is not a layer. {example}")
+        raise XTransplantError(f"{key}: {given!r} is not a layer. {example}")
     if not -num_layers <= given < num_layers:
         raise XTransplantError(
-            f"transplant.layers: layer {given} is out of range. The model has {num_layers} layers: "
+            f"{key}: layer {given} is out of range. The model has {num_layers} layers: "
             f"0 to {num_layers - 1}, or -{num_layers} to -1 from the end. {example}"
         )
     return given % num_layers

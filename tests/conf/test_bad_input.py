@@ -122,7 +122,7 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     ("grid transplant.layers=[1,2]", ("transplant.layers", "component, site, control")),
     ("grid transplant.control=zero", ("transplant.control=zero", "random_document", "noise")),
     ("grid grid.pairs=some", ("grid.pairs='some'", "source_last", "[[17,0],[13,2]]")),
-    ("grid grid.pairs=[1,2]", ("1", "two layers")),
+    ("grid grid.pairs=[1,2]", ("grid.pairs=1", "pairs of layers", "[[17,0],[13,2]]")),
     ("grid grid.pairs=[[18,0]]", ("layer 18", "0 to 17")),
     ("grid grid.pairs=[]", ("grid.pairs=[]", "diagonal")),
     ("grid grid.budget=0", ("grid.budget=0", "up to 1", "null")),

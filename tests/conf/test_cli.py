@@ -368,7 +368,7 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
     monkeypatch.setattr(jobs, "evaluate", evaluate)
     assert cli.main(["evaluate", "-m", "seed=1,2"]) == 130
-    assert capsys.readouterr().err.endswith("interrupted\n")
+    assert capsys.readouterr().err.endswith("finished runs and a grid's documents are kept.\n")
 
 
 def test_summarize_gets_the_patterns(ran: list[Any]) -> None:
