@@ -50,6 +50,8 @@ _MOST_DOCUMENTS = {"cpu": 32, "cuda": 256}
 
 # Time of a sweep over that of its matrix products alone (benchmarks/README.md).
 _OVERHEAD = 1.3
+# Memory that was seen to be held over that of the tensors that are counted.
+_HELD = 1.4
 
 
 class Scores(NamedTuple):
@@ -528,7 +530,7 @@ def _row_bytes(decoder: Decoder, nodes: int) -> int:
     inner = getattr(config, "intermediate_size", None) or 4 * decoder.hidden_size
     heads = config.num_attention_heads * (getattr(config, "head_dim", None) or 0) or decoder.hidden_size
     width: int = 6 * decoder.hidden_size + 3 * inner + 8 * heads
-    return nodes * width * max(4, decoder.model.dtype.itemsize)
+    return int(_HELD * nodes * width * max(4, decoder.model.dtype.itemsize))
 
 
 def _prefix_bytes(decoder: Decoder, prompt_tokens: int) -> int:
