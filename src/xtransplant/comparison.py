@@ -12,7 +12,7 @@ import numpy as np
 
 from xtransplant import stats
 from xtransplant.grid import (
-    SAME_CELLS,
+    SAME_SCORES,
     Grid,
     as_list,
     chance,
@@ -52,16 +52,22 @@ def strategy_table(
 
     Raises:
         XTransplantError: the grids share a document, are pooled ones, or of unlike models, tasks, language pairs or
-            settings; a control that is none, or that has documents of neither grid, or no cell in common.
+            settings; the unseen one was made with a budget; a control that is none, or that has documents of neither
+            grid, or no cell in common.
     """
-    why = unlike(sample, unseen, (*SAME_CELLS, "task_name", "language_pair", "metrics"))
+    why = unlike(sample, unseen, (*SAME_SCORES, "language_pair"))
     if why is not None:
         raise XTransplantError(f"{name_of(sample)} and {name_of(unseen)} cannot be compared: {why}.")
     if "pooled" in sample.meta or "pooled" in unseen.meta:
         raise XTransplantError(
             f"{name_of(unseen)}: give one language pair at a time, for one question is one document."
         )
-    shared = set(sample.own_names) & set(unseen.own_names)
+    if not unseen.fresh.all():
+        raise XTransplantError(
+            f"{name_of(unseen)}: made with a budget, which kept the cells that are best on these very documents. "
+            "Compute the unseen grid without grid.budget; `evaluate selection=` tests a single choice."
+        )
+    shared = unseen.marked(sample.marks)
     if shared:
         raise XTransplantError(
             f"{name_of(sample)} and {name_of(unseen)} share {len(shared)} documents: {min(shared)}, …"

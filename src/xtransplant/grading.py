@@ -101,16 +101,20 @@ def make_grid(pairs: Sequence[Pairing], templates: Sequence[str], cells: Sequenc
     """
     rows = 1 + len(cells)
     documents: list[str] = []
+    questions: list[list[str]] = []
     scores: list[dict[str, np.ndarray]] = []
     requests_of: list[list[Instance]] = []
     tasks: list[ConfigurableTask] = []
     for found, template in zip(pairs, templates, strict=True):
+        asked = dict(zip((found.keys[row] for row in found.rows), found.questions(), strict=True))
         grouped: dict[int, list[Instance]] = {}
         for request in found.target.instances:
             grouped.setdefault(request.doc_id, []).append(request)
         for group in grouped.values():
             group.sort(key=lambda request: int(request.idx))
-            documents.append(f"{template}/{found.key_of(group[0].doc)}")
+            key = found.key_of(group[0].doc)
+            documents.append(f"{template}/{key}")
+            questions.append(asked[key])
             scores.append(document_scores(found.target, group, rows))
             requests_of.append(group)
             tasks.append(found.target)
@@ -148,5 +152,6 @@ def make_grid(pairs: Sequence[Pairing], templates: Sequence[str], cells: Sequenc
         documents,
         table[:, :, 1:],
         table[:, :, 0],
+        questions=questions,
         **arrays,
     )

@@ -12,7 +12,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,9 +36,11 @@ _ARRAYS = {
     "text": ("DC", np.int32),
     "vanilla_text": ("D", np.int32),
 }
-# Meta data that two grids must have in common to speak of the same cells; and to be parts of one grid.
+# Meta data that two grids must have in common to speak of the same cells; for their scores to be comparable; and to be
+# parts of one grid.
 SAME_CELLS = ("model_name", "num_layers", "site", "control")
-_SAME_GRID = (*SAME_CELLS, "task_name", "split", "metrics", "higher_is_better")
+SAME_SCORES = (*SAME_CELLS, "task_name", "metrics", "settings")
+_SAME_GRID = (*SAME_SCORES, "split", "higher_is_better")
 
 
 @dataclass(eq=False)
@@ -48,7 +50,7 @@ class Grid:
     Attributes:
         meta: JSON values: model_name, model (provenance), num_layers, task_name, tasks, language_pair, split, site,
             control (null, random_document, noise, self), metrics (the first is the main one), higher_is_better
-            {metric: bool}, trivial_baseline, config_hash, …
+            {metric: bool}, trivial_baseline, config_hash, settings (of the prompts and the model's dtype), …
         cells: C distinct cells.
         documents: D names, "<task>/<key>", distinct, in the order of evaluation.
         scores: [K, D, C] float32; NaN: not looked at (budget).
@@ -61,6 +63,7 @@ class Grid:
         texts: for generation, the distinct texts.
         text: [D, C] int32, index into `texts`; -1: not looked at.
         vanilla_text: [D] int32.
+        questions: for each document the digests of what it asks (`Pairing.questions`), the same under any task's name.
 
     Raises:
         ValueError: shapes or names that do not fit together.
@@ -77,6 +80,7 @@ class Grid:
     texts: list[str] | None = None
     text: np.ndarray | None = None
     vanilla_text: np.ndarray | None = None
+    questions: list[list[str]] | None = None
 
     def __post_init__(self) -> None:
         self.cells = [Cell(Component(component), source, target) for component, source, target in self.cells]
@@ -104,6 +108,8 @@ class Grid:
             largest = max(self.text.max(), self.vanilla_text.max())
             if largest >= len(self.texts) or min(self.text.min(), self.vanilla_text.min()) < -1:
                 raise ValueError(f"a text of index {largest} among {len(self.texts)}")
+        if self.questions is not None and len(self.questions) != len(self.documents):
+            raise ValueError(f"questions of {len(self.questions)} documents, not of {len(self.documents)}")
 
     @property
     def metric(self) -> str:
@@ -156,6 +162,20 @@ class Grid:
         return [name.partition("/")[2] for name in self.documents] if "pooled" in self.meta else self.documents
 
     @property
+    def marks(self) -> set[str]:
+        """What its documents are known by: their names, and the digests of what they ask."""
+        return set(self.own_names).union(*(self.questions or []))
+
+    def marked(self, marks: Collection[str]) -> list[str]:
+        """Own names of the documents that are known by one of `marks`."""
+        questions = self.questions or [[]] * len(self.documents)
+        return [
+            name
+            for name, own in zip(self.own_names, questions, strict=True)
+            if any(mark in marks for mark in (name, *own))
+        ]
+
+    @property
     def gold(self) -> list[int | None]:
         """Per document the only choice with the best choice score; None where there is none, or more than one."""
         if self.choice_scores is None:
@@ -203,7 +223,8 @@ class Grid:
             for name, (axes, _) in _ARRAYS.items()
             if (array := getattr(self, name)) is not None
         }
-        return replace(self, documents=list(documents), **arrays)
+        questions = None if self.questions is None else [self.questions[row] for row in rows]
+        return replace(self, documents=list(documents), questions=questions, **arrays)
 
     def _places(self, wanted: Sequence[T], there: Sequence[T], what: str, shown: Callable[[T], str]) -> list[int]:
         place = {each: index for index, each in enumerate(there)}
@@ -248,7 +269,8 @@ class Grid:
             names = json.loads(stored.pop("names").tobytes())
             if names["format"] != FORMAT:
                 raise XTransplantError(f"{path}: a grid of format {names['format']}; this version reads {FORMAT}.")
-            return cls(names["meta"], names["cells"], names["documents"], texts=names["texts"], **stored)
+            lists = {name: names.get(name) for name in ("texts", "questions")}
+            return cls(names["meta"], names["cells"], names["documents"], **lists, **stored)
         except FileNotFoundError as error:
             raise XTransplantError(f"{path}: no such grid.") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
@@ -263,6 +285,7 @@ class Grid:
             "cells": [as_list(cell) for cell in self.cells],
             "documents": self.documents,
             "texts": self.texts,
+            "questions": self.questions,
         }
         # As bytes: an array of characters loses NULs at its end and takes four times the memory.
         arrays = {"names": np.frombuffer(json.dumps(names, sort_keys=True).encode(), dtype=np.uint8)}
@@ -290,6 +313,9 @@ def unlike(first: Grid, second: Grid, keys: Sequence[str] = SAME_CELLS) -> str |
     pairs = {key: (first.meta.get(key), second.meta.get(key)) for key in keys}
     pairs["the model's files"] = (first.weights, second.weights)
     for key, (a, b) in pairs.items():
+        if isinstance(a, dict) and isinstance(b, dict) and key == "settings":
+            key = next((name for name in a if a[name] != b.get(name)), key)
+            a, b = a.get(key), b.get(key)
         if a != b:
             return f"{key} differ" if isinstance(a, dict) else f"{key} is {a!r} in one and {b!r} in the other"
     return None
@@ -356,7 +382,10 @@ def pool(grids: Sequence[Grid]) -> Grid:
             for grid in grids
         ],
     }
-    return Grid(meta, first.cells, documents, texts=texts, **arrays)
+    questions = None
+    if all(grid.questions is not None for grid in grids):
+        questions = [question for grid in grids for question in grid.questions or []]
+    return Grid(meta, first.cells, documents, texts=texts, questions=questions, **arrays)
 
 
 # --- The best cell, and what all cells together reach ----------------------------------------------------------------
@@ -401,11 +430,17 @@ def no_counterpart(control: Grid, grid: Grid) -> str | None:
     """Why a control cannot be compared with a grid; None if it can: the same setting, and all of its documents."""
     if control.meta["control"] is None:
         return "it is not a control (its `control` is null)"
-    why = unlike(control, grid, (*SAME_CELLS[:-1], "task_name", "language_pair", "metrics"))
+    why = unlike(control, grid, (*(key for key in SAME_SCORES if key != "control"), "language_pair"))
     if why is not None:
         return why
     missing = set(control.documents) - set(grid.documents)
-    return f"{len(missing)} of its {len(control.documents)} documents are not there" if missing else None
+    if missing:
+        return f"{len(missing)} of its {len(control.documents)} documents are not there"
+    if control.questions is not None and control.questions != grid.take(control.documents).questions:
+        return "documents of one name ask something else"
+    if not control.fresh.all():
+        return "it was made with a budget, which kept the cells that were best on its documents"
+    return None
 
 
 def same_cells(control: Grid, grid: Grid) -> tuple[Grid, list[Cell]]:

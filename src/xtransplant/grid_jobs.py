@@ -39,6 +39,10 @@ log = logging.getLogger(__name__)
 
 GRID = "grid.npz"
 _RESPONSES = "responses"
+_PROMPTING = (
+    *("tasks", "source_tasks", "num_fewshot", "system_instruction", "apply_chat_template", "fewshot_as_multiturn"),
+    "empty_prompt",
+)
 
 
 def grid(config: GridConfig) -> None:
@@ -142,6 +146,7 @@ def _meta(config: GridConfig, lm: SweepLM, pairs: list[Pairing], facts: dict[str
     baseline = None
     if all(value is not None for value in trivial):
         baseline = sum(value * count for value, count in zip(trivial, counts, strict=True)) / sum(counts)
+    task = identity(config, lm.decoder.num_layers)["task"]
     kept = ("job", "config_hash", "model_name", "model", "task_name", "split", "seed", "site", "control")
     return {
         **{name: facts[name] for name in (*kept, "components", "pairs", "left_out")},
@@ -150,6 +155,8 @@ def _meta(config: GridConfig, lm: SweepLM, pairs: list[Pairing], facts: dict[str
         "tasks": [found.name for found in pairs],
         "language_pair": [config.language_pair.source, config.language_pair.target],
         "trivial_baseline": baseline,
+        # What the scores depend on beside the model's files and the documents.
+        "settings": {f"task.{name}": task[name] for name in _PROMPTING} | {"model.dtype": config.model.dtype.value},
     }
 
 

@@ -125,16 +125,15 @@ def _refuse_selected(config: EvaluateConfig, chosen: Selection, pairs: list[pair
     Raises:
         XTransplantError: some were, or the selection was made on another model's weights.
     """
-    selected = set(chosen.documents)
-    names = [
-        f"{template}/{found.keys[row]}"
+    documents = [
+        (f"{template}/{found.keys[row]}", question)
         for template, found in zip(config.task.tasks, pairs, strict=True)
-        for row in found.rows
+        for row, question in zip(found.rows, found.questions(), strict=True)
     ]
-    both = [name for name in names if name in selected]
+    both = [name for name, question in documents if not chosen.marks.isdisjoint([name, *question])]
     if both:
         raise XTransplantError(
-            f"selection={config.selection}: {len(both)} of {len(names)} documents were selected on, e.g. "
+            f"selection={config.selection}: {len(both)} of {len(documents)} documents were selected on, e.g. "
             f"{', '.join(both[:3])}. Evaluate others: split=unseen."
         )
     provenance = loading.load(config.model).provenance

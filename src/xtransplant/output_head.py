@@ -5,7 +5,6 @@ Shapes: S final hidden states, H hidden size, V vocabulary, G groups of neighbou
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -15,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from xtransplant.engine import Decoder
+from xtransplant.processor import multiplies_bfloat16
 
 # Rows and columns of the vocabulary at a time. A block of logits stays in a CPU's cache.
 ROWS = 256
 COLUMNS = 8192
 _GPU_ROWS = 8192
-# Screening: neighbouring tokens that are kept or dropped together; it is done where it is so many times as fast.
+# Screening: neighbouring tokens that are kept or dropped together.
 _GROUP = 64
 _SCREENED_ROWS = 512
-_WORTH = 2.0
 
 
 class Read(NamedTuple):
@@ -175,10 +174,16 @@ def _screen_of(decoder: Decoder) -> _Screen | None:
         config = decoder.model.config.get_text_config(decoder=True)
         scale = getattr(config, "logit_scale", None)
         plain = head.bias is None and getattr(config, "final_logit_softcapping", None) is None
-        applies = plain and (scale is None or scale > 0) and head.weight.device.type == "cpu"
-        applies = applies and head.weight.dtype is torch.float32
-        _screens[decoder.model] = _make_screen(head.weight) if applies and _pays(head.weight) else None
+        applies = plain and (scale is None or scale > 0) and multiplies_bfloat16()
+        applies = applies and head.weight.device.type == "cpu" and head.weight.dtype is torch.float32
+        _screens[decoder.model] = _make_screen(head.weight) if applies else None
     return _screens[decoder.model]
+
+
+def screen_bytes(decoder: Decoder) -> int:
+    """Memory of what `greedy` keeps beside the model."""
+    screen = _screen_of(decoder)
+    return 0 if screen is None else screen.weight.nbytes
 
 
 def _make_screen(weight: Tensor) -> _Screen:
@@ -198,18 +203,3 @@ def _make_screen(weight: Tensor) -> _Screen:
 def _version(weight: Tensor) -> int:
     """Counts changes in place, which tensors made in inference mode do not."""
     return 0 if weight.is_inference() else weight._version
-
-
-def _pays(weight: Tensor) -> bool:
-    """Whether bfloat16 is much faster here, measured."""
-    exact = weight.detach()[:COLUMNS]
-    hidden = torch.ones(ROWS, weight.shape[1])
-    times = []
-    for a, b in ((hidden, exact), (hidden.bfloat16(), exact.bfloat16())):
-        tries = []
-        for _ in range(3):
-            started = time.perf_counter()
-            functional.linear(a, b)
-            tries.append(time.perf_counter() - started)
-        times.append(min(tries))
-    return times[0] > _WORTH * times[1]

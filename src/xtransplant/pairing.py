@@ -48,6 +48,7 @@ class Pairing:
     target: ConfigurableTask
     source: ConfigurableTask
     docs: list[dict[str, Any]]  # every target document; the task's own `eval_docs` is made anew at each access
+    source_docs: list[dict[str, Any]]
     keys: list[str]  # of every target document
     source_rows: list[int | None]  # source row of every target document; None if it has none
     rows: list[int] = field(default_factory=list)  # target rows that are evaluated, ascending
@@ -65,6 +66,25 @@ class Pairing:
 
     def source_doc(self, doc: dict[str, Any]) -> dict[str, Any]:
         return self._aligned[_digest(doc)][1]
+
+    def questions(self) -> list[list[str]]:
+        """What each evaluated document asks, whatever the task is called: digests of the source's and of its own text.
+
+        Without few-shot examples. A text that several documents have is no question of any of them.
+        """
+        sides = [
+            [texts_digest([str(self.source.doc_to_text(self.source_docs[found]))])[:16] for found in self._sources()],
+            [texts_digest([str(self.target.doc_to_text(self.docs[row]))])[:16] for row in self.rows],
+        ]
+        counts = [Counter(side) for side in sides]
+        return [
+            list(dict.fromkeys(text for text, count in zip(texts, counts, strict=True) if count[text] == 1))
+            for texts in zip(*sides, strict=True)
+        ]
+
+    def _sources(self) -> list[int]:
+        found = [self.source_rows[row] for row in self.rows]
+        return [row for row in found if row is not None]
 
 
 def language_code(task: TaskConfig, language: str) -> str:
@@ -259,7 +279,7 @@ def pair_tasks(
     else:
         row_of = {key: row for row, key in enumerate(_keys(source_docs, task.key, source))}
         source_rows = [row_of.get(key) for key in keys]
-    pairing = Pairing(target, source, target_docs, keys, source_rows)
+    pairing = Pairing(target, source, target_docs, source_docs, keys, source_rows)
     _check_alignment(pairing, target_docs, source_docs, task)
     for row, (doc, found) in enumerate(zip(target_docs, source_rows, strict=True)):
         if found is None:
@@ -283,6 +303,13 @@ def _misplace(pairing: Pairing, task: TaskConfig, seed: int) -> None:
         if pairing.source_rows[row] is not None:
             halves.setdefault(_split_of(key, doc, task), []).append(row)
     own = dict(pairing._aligned)
+
+    def counterpart(row: int) -> dict[str, Any]:
+        return own[_digest(pairing.docs[row])][1]
+
+    def asks(row: int) -> str:
+        return str(pairing.source.doc_to_text(counterpart(row)))
+
     for rows in halves.values():
         if len(rows) == 1:
             raise XTransplantError(
@@ -291,11 +318,10 @@ def _misplace(pairing: Pairing, task: TaskConfig, seed: int) -> None:
         for place, row in enumerate(rows):
             digest = hashlib.sha256(f"{seed}:{pairing.keys[row]}".encode()).digest()
             step = 1 + int.from_bytes(digest[:8], "big") % (len(rows) - 1)
-            other = rows[(place + step) % len(rows)]
-            pairing._aligned[_digest(pairing.docs[row])] = (
-                pairing.keys[row],
-                own[_digest(pairing.docs[other])][1],
-            )
+            others = [rows[(place + step + more) % len(rows)] for more in range(len(rows))]
+            # One that asks the same would be no control.
+            other = next((each for each in others if each != row and asks(each) != asks(row)), others[0])
+            pairing._aligned[_digest(pairing.docs[row])] = pairing.keys[row], counterpart(other)
 
 
 def _check_shots(task: ConfigurableTask) -> None:

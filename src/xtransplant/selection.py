@@ -24,6 +24,7 @@ class Selection:
         rule: how their responses give the answer, and how it was found; plain JSON values. None: the only cell.
         candidates: how many cells were seen on all documents, and how many there are.
         documents: "<task>/<key>" of those selected on.
+        questions: digests of what they ask (`Grid.questions`), the same under any task's name.
         grids: what was selected on: folder, hashes, model, task family, language pair, site, control.
         score, vanilla: mean main metric on the documents selected on (a choice's own score is optimistic); None where
             a fixed cell was not among those seen.
@@ -35,9 +36,15 @@ class Selection:
     pooled: bool
     candidates: tuple[int, int]
     documents: list[str]
+    questions: list[str]
     grids: list[dict[str, Any]]
     score: float | None
     vanilla: float
+
+    @property
+    def marks(self) -> set[str]:
+        """What the documents that it was made on are known by."""
+        return {*self.documents, *self.questions}
 
     def as_dict(self) -> dict[str, Any]:
         """The content of selection.json."""

@@ -116,9 +116,12 @@ def select(
 def _select(grid: Grid, strategy: str, options: Options, pooled: bool, described: list[dict[str, Any]]) -> Selection:
     def made(cells: Sequence[Cell], rule: dict[str, Any] | None = None) -> Selection:
         documents = list(dict.fromkeys(grid.own_names))
+        questions = sorted(set().union(*(grid.questions or [])))
         counts = (int(among.sum()), len(grid.cells))
         vanilla = float(grid.vanilla[0].mean(dtype=np.float64))
-        selection = Selection(strategy, list(cells), rule, pooled, counts, documents, described, None, vanilla)
+        selection = Selection(
+            strategy, list(cells), rule, pooled, counts, documents, questions, described, None, vanilla
+        )
         if strategy == "fixed" and not set(cells) <= {grid.cells[column] for column in np.flatnonzero(grid.seen)}:
             return selection
         return replace(selection, score=float(_scores(selection, grid).mean()))
@@ -338,7 +341,7 @@ def evaluate_selection(selection: Selection, grid: Grid) -> np.ndarray:
     Raises:
         XTransplantError: a document was selected on; another model, site or control; a cell that the grid lacks.
     """
-    used = set(selection.documents) & set(grid.own_names)
+    used = grid.marked(selection.marks)
     if used:
         raise XTransplantError(
             f"{name_of(grid)}: {len(used)} of {len(grid.documents)} documents are among those that "

@@ -35,7 +35,7 @@ from torch.nn import functional
 
 from xtransplant import engine, output_head
 from xtransplant.engine import Decoder, Writes
-from xtransplant.float32 import fast_products
+from xtransplant.processor import fast_products
 from xtransplant.shared_prefix import Layout, OwnCache, SharedPrefix, Unsupported, forward, share
 from xtransplant.types import Cell, Component, Site, XTransplantError
 
@@ -329,7 +329,8 @@ def generate_cells(
             continue
         prefix = share(decoder, [prompt])
         per_row = _row_bytes(decoder, 1) + 2 * _cache_bytes(decoder) * (max_new_tokens + 1)
-        at_once = max(1, (memory - _prefix_bytes(decoder, len(prompt))) // per_row)
+        kept = _prefix_bytes(decoder, len(prompt)) + output_head.screen_bytes(decoder)
+        at_once = max(1, (memory - kept) // per_row)
         order = sorted(range(len(cells)), key=lambda c: cells[c].target)
         texts: list[list[int]] = [[] for _ in range(1 + len(cells))]
         for start in range(0, max(1, len(order)), at_once):
@@ -518,10 +519,11 @@ def cost(
     forward = per_layer * decoder.num_layers
     tokens = nodes + max(0, new_tokens - 1)
     flops = forward * prompt_tokens + tokens * (row_layers * per_layer + (1 + len(cells)) * head)
-    per_row = _row_bytes(decoder, nodes)
+    per_row, kept = _row_bytes(decoder, nodes), _prefix_bytes(decoder, prompt_tokens)
     if new_tokens:
         per_row += 2 * _cache_bytes(decoder) * new_tokens
-    return Cost(flops, per_row * (1 + len(cells)) + _prefix_bytes(decoder, prompt_tokens))
+        kept += output_head.screen_bytes(decoder) if fast else 0
+    return Cost(flops, per_row * (1 + len(cells)) + kept)
 
 
 def _row_bytes(decoder: Decoder, nodes: int) -> int:

@@ -37,7 +37,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture(params=[True, False], ids=["screened", "all"])
 def screened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(output_head, "_pays", lambda weight: request.param)
+    monkeypatch.setattr(output_head, "multiplies_bfloat16", lambda: request.param)
     return bool(request.param)
 
 
@@ -76,7 +76,7 @@ def test_the_screen_keeps_whatever_rounding_could_have_hidden() -> None:
 
 
 def test_a_changed_head_is_screened_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output_head, "_pays", lambda weight: True)
+    monkeypatch.setattr(output_head, "multiplies_bfloat16", lambda: True)
     decoder, hidden = decoder_of(random(300, HIDDEN)), random(5, HIDDEN, seed=6)
     output_head.greedy(decoder, hidden)
     head = decoder.model.get_output_embeddings()
@@ -91,7 +91,7 @@ def test_a_changed_head_is_screened_anew(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_the_bound_does_not_cover_is_not_screened(
     config: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output_head, "_pays", lambda weight: True)
+    monkeypatch.setattr(output_head, "multiplies_bfloat16", lambda: True)
     assert output_head._screen_of(decoder_of(random(300, HIDDEN), **config)) is None
     assert output_head._screen_of(decoder_of(random(300, HIDDEN).bfloat16())) is None
 

@@ -12,7 +12,7 @@ import torch
 
 from tests.equivalence.test_architectures import decoder_of, every_case, every_site, hook_count, reference
 from tests.equivalence.tiny import VOCAB
-from xtransplant import engine, output_head, shared_prefix, sweep
+from xtransplant import engine, output_head, processor, shared_prefix, sweep
 from xtransplant.engine import Decoder
 from xtransplant.types import Cell, Component, Site
 
@@ -125,12 +125,41 @@ def test_any_blocks_of_the_output_head_give_the_same(screened: bool, monkeypatch
     monkeypatch.setattr(output_head, "COLUMNS", 64)
     monkeypatch.setattr(output_head, "ROWS", 7)
     monkeypatch.setattr(output_head, "_screens", WeakKeyDictionary())
-    monkeypatch.setattr(output_head, "_pays", lambda weight: screened)
+    monkeypatch.setattr(output_head, "multiplies_bfloat16", lambda: screened)
     assert VOCAB > 64
     for one, other in zip(scores, sweep.score_cells(decoder, TARGETS, vectors, cells, CHOICES), strict=True):
         np.testing.assert_allclose(other.logprob, one.logprob, atol=1e-4, rtol=0)
         np.testing.assert_array_equal(other.greedy, one.greedy)
     assert sweep.generate_cells(decoder, TARGETS, vectors, cells, 6, lambda tokens: False) == texts
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("case", ["llama", "gemma3_text", "gpt_neox"])
+def test_either_library_multiplies(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever this processor takes, the other is right too; and the one asked for is the one used."""
+    decoder = decoder_of(case)
+    components = [Component.ffn, Component.attn]
+    vectors = engine.capture(decoder, SOURCES, components)
+    cells = cells_of(components)
+    found: dict[bool, Any] = {}
+    products: list[torch.Tensor] = []
+    in_blocks = processor._in_blocks
+
+    def watched(*args: torch.Tensor) -> torch.Tensor:
+        products.append(args[0])
+        return in_blocks(*args)
+
+    monkeypatch.setattr(processor, "_in_blocks", watched)
+    for fast in (True, False):
+        monkeypatch.setattr(processor, "_has_faster", lambda fast=fast: fast)
+        products.clear()
+        scores = sweep.score_cells(decoder, TARGETS, vectors, cells, CHOICES)
+        scored = len(products)
+        found[fast] = scores, sweep.generate_cells(decoder, TARGETS, vectors, cells, 6, lambda tokens: False)
+        assert (scored > 0, len(products) > scored) == (fast, fast)
+    for one, other in zip(found[True][0], found[False][0], strict=True):
+        np.testing.assert_allclose(other.logprob, one.logprob, atol=1e-4, rtol=0)
+    assert found[True][1] == found[False][1]
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma2", "gemma3_text"])

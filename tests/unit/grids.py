@@ -27,6 +27,7 @@ def meta(num_layers: int, cells: Sequence[Cell], **changes: Any) -> dict[str, An
         "hidden_size": 8, "language_pair": ["en", "sw"], "split": "sample", "seed": 1234, "site": "module",
         "control": None, "components": list(dict.fromkeys(cell.component.value for cell in cells)), "pairs": "all",
         "metrics": ["acc"], "higher_is_better": {"acc": True}, "trivial_baseline": 0.25,
+        "settings": {"task.num_fewshot": 0, "model.dtype": "float32"},
     }  # fmt: skip
     return facts | changes
 

@@ -350,7 +350,7 @@ def test_what_is_no_control_is_refused() -> None:
         analyze(grid, [hand_grid([[1, 1, 1, 1]] * 5, [0] * 5, FOUR, 2, control="noise")])
     unseen = by_hand(control="noise")
     unseen.scores[0][0] = np.nan
-    with pytest.raises(XTransplantError, match="no cell"):
+    with pytest.raises(XTransplantError, match="made with a budget"):
         analyze(grid, [unseen])
 
 

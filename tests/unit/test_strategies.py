@@ -39,7 +39,7 @@ def chosen(grid: Grid, strategy: str, **options: Any) -> Selection:
 
 
 def made(strategy: str, cells: Sequence[Cell], rule: dict[str, Any] | None = None) -> Selection:
-    return Selection(strategy, list(cells), rule, False, (len(cells), len(cells)), [], [], None, 0.0)
+    return Selection(strategy, list(cells), rule, False, (len(cells), len(cells)), [], [], [], None, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -672,9 +672,7 @@ def test_scores_that_are_not_0_or_1_have_no_mcnemar_and_fewer_bits_close_the_gap
 
 def test_a_control_stands_beside_the_upper_bound_on_the_same_documents_and_cells(sample: Grid, unseen: Grid) -> None:
     noise = choice_grid(30, num_choices=(4,), components=[FFN], best=None, skill=0, seed=7, first=1000, control="noise")
-    other = choice_grid(
-        documents=50, num_choices=(2, 3, 4), best=None, skill=0, seed=8, control="random_document", unseen_cells=0.2
-    )
+    other = choice_grid(documents=50, num_choices=(2, 3, 4), best=None, skill=0, seed=8, control="random_document")
     rows = strategy_table(sample, unseen, [noise, other])
     first, second = rows[-2:]
     assert (first["name"], first["kind"]) == ("upper bound, control noise", "control")
@@ -686,10 +684,9 @@ def test_a_control_stands_beside_the_upper_bound_on_the_same_documents_and_cells
     assert first["above"] == pytest.approx(float((reference - union(noise, range(16))).mean()))
     assert first["above_low"] <= first["above"] <= first["above_high"]
     assert first["chance"] == pytest.approx(1 - 0.75**16)
-    # Its documents are the sample's; cells that one of the two did not see on all documents are left out.
-    both = sample.seen & other.seen
-    assert second["number"] == both.sum() < min(sample.seen.sum(), other.seen.sum())
-    assert second["reference"] == pytest.approx(float(union(sample, np.flatnonzero(both)).mean()))
+    # Its documents are the sample's; cells that were not seen on all of them are left out.
+    assert second["number"] == sample.seen.sum() < len(other.cells)
+    assert second["reference"] == pytest.approx(float(union(sample, np.flatnonzero(sample.seen)).mean()))
 
 
 def test_a_control_is_paired_with_the_real_grid_document_by_document(sample: Grid, unseen: Grid) -> None:
@@ -739,13 +736,36 @@ def test_oracles_have_no_p_and_equal_rows_an_interval_of_their_own(sample: Grid,
     assert row["gap_closed"] == 0 and row["gap_low"] is None
 
 
+def asking(grid: Grid, what: str) -> Grid:
+    """Its documents ask this, and their number."""
+    return replace(grid, questions=[[f"{what} {name.rpartition('/')[2]}"] for name in grid.documents])
+
+
+def test_a_document_is_known_by_what_it_asks_too(sample: Grid, unseen: Grid) -> None:
+    """Under another task's name it is the same; selected on, it tests nothing."""
+    known = asking(sample, "en")
+    renamed = choice_grid(50, num_choices=(2, 3, 4), first=3000)
+    again = replace(renamed, questions=[["sw"], *(known.questions or [])[1:]])
+    for grid, selected in ((known, chosen(known, "overall")), (again, chosen(again, "overall"))):
+        assert selected.questions == sorted(question for [question] in grid.questions or [])
+        assert Selection.from_dict(selected.as_dict()) == selected
+    with pytest.raises(XTransplantError, match="share 49 documents"):
+        strategy_table(known, again)
+    with pytest.raises(XTransplantError, match="49 of 50 documents are among those"):
+        evaluate_selection(chosen(known, "overall"), again)
+    assert evaluate_selection(chosen(known, "overall"), asking(unseen, "en")).shape == (120,)
+
+
 def test_grids_that_cannot_be_compared_are_refused(sample: Grid, unseen: Grid) -> None:
-    with pytest.raises(XTransplantError, match="share 50 documents"):
-        strategy_table(sample, sample)
+    with pytest.raises(XTransplantError, match="share 120 documents"):
+        strategy_table(unseen, unseen)
+    with pytest.raises(XTransplantError, match="made with a budget"):
+        strategy_table(unseen, sample)
     with pytest.raises(XTransplantError, match="language_pair is"):
         strategy_table(sample, choice_grid(first=900, language_pair=["en", "de"]))
     with pytest.raises(XTransplantError, match="site is"):
         strategy_table(sample, choice_grid(first=900, site="branch"))
+    unseen = asking(unseen, "en")
     for control, message in (
         (choice_grid(first=1000), "not a control"),
         (
@@ -753,6 +773,9 @@ def test_grids_that_cannot_be_compared_are_refused(sample: Grid, unseen: Grid) -
             "unseen: 40 of its 40 documents are not there; sample: 40 of its 40",
         ),
         (choice_grid(first=1000, control="noise", model_name="other"), "model_name is 'other'"),
+        (choice_grid(first=1000, control="noise", settings={"task.num_fewshot": 2}), "task.num_fewshot is 2 in one"),
+        (choice_grid(first=1000, control="noise", unseen_cells=0.2), "made with a budget"),
+        (asking(choice_grid(first=1000, control="noise"), "else"), "ask something else"),
         (choice_grid(first=1000, control="noise", components=[Component.attn_as_released], best=None), "no cell"),
     ):
         with pytest.raises(XTransplantError, match=message):
