@@ -1,7 +1,7 @@
 """The study: every strategy on unseen documents beside upper bounds and chance, a piece for each model, task and pair.
 
     python benchmarks/study.py run [pieces=<part of a name>] [minutes=60]   # computes pieces that have no result yet
-    python benchmarks/study.py page                                         # docs/results/README.md from the results
+    python benchmarks/study.py page                     # docs/results/README.md from the results and findings.md there
 
 A piece is five commands of the package (printed as they run): grids of both components on sample and unseen documents,
 two control grids on part of the sample, and `xtransplant strategies`. Its result, a small JSON file in docs/results/,
@@ -88,7 +88,8 @@ def page() -> tuple[str, str]:
     """The results page, and its picture."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     found.sort(key=lambda result: PIECES.index(tuple(result["piece"])))
-    parts = [INTRODUCTION.format(pieces=len(found), commands=_commands(found[0]))]
+    findings = (RESULTS / "findings.md").read_text(encoding="utf-8").strip()
+    parts = [INTRODUCTION.format(pieces=len(found), commands=_commands(found[0]), findings=findings)]
     missing = [name_of(piece) for piece in PIECES if list(piece) not in [result["piece"] for result in found]]
     if missing:
         parts.append(f"Still to be computed, {len(missing)} pieces: {', '.join(missing)}.")
@@ -105,7 +106,7 @@ def page() -> tuple[str, str]:
 INTRODUCTION = """# Every strategy on unseen documents
 
 Each strategy chooses on sample documents and is scored on others, beside the upper bound over all layer pairs (an
-oracle that reads the labels) and the same bound for vectors that cannot help. {pieces} pieces, a piece being a model, a
+oracle that reads the labels) and the same bound for vectors that know nothing of the document. {pieces} pieces, a piece being a model, a
 task and a language pair (`source-target`: the prompt is read in the first language and answered in the second);
 `ffn` and `attn` cells together. About 50 sample and 100 unseen documents, controls on about 20: the intervals are
 wide, and a difference of one piece says little. Made by
@@ -121,7 +122,9 @@ where a piece is these commands (XNLI, XCOPA and KLAR need the data folder, as t
 {commands}
 ```
 
-![Gain of each strategy on unseen documents, a dot for each piece](gains.svg)"""
+![Gain of each strategy on unseen documents, a dot for each piece](gains.svg)
+
+{findings}"""
 
 ALL_PIECES = """Means over pieces, each weighing the same. Pieces of one task share their documents in several
 languages, so they are not independent and no interval is given over them. Up and down: in how many pieces the strategy
@@ -237,7 +240,8 @@ def _score(row: dict[str, Any]) -> str:
         return "-"
     if row["difference"] is None:
         return f"{row['score']:.3f}"
-    sure = "*" if row["low"] > 0 or row["high"] < 0 else ""
+    # An oracle chose on these very documents.
+    sure = "*" if row["kind"] == "strategy" and (row["low"] > 0 or row["high"] < 0) else ""
     return f"{row['score']:.3f} ({row['difference']:+.3f}{sure})"
 
 

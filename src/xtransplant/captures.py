@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -61,15 +62,7 @@ class Captures:
 
     def prepare(self, prompts: Sequence[Prompt], components: Sequence[Component], site: Site) -> None:
         """Compute and keep the vectors of those prompts that have none yet."""
-        missing = [
-            prompt
-            for prompt in dict.fromkeys(prompts)
-            if any(
-                (_digest(prompt), component, site) not in self._found and (prompt, component, site) not in self._held
-                for component in components
-            )
-        ]
-        missing.sort(key=len)
+        missing = sorted(self.missing(prompts, components, site), key=len)
         wanted = tuple(dict.fromkeys([*_ALWAYS, *components]))
         for start in range(0, len(missing), _PROMPTS_A_FILE):
             some = missing[start : start + _PROMPTS_A_FILE]
@@ -88,6 +81,17 @@ class Captures:
             save_file(tensors, temporary, metadata=described)
             temporary.replace(path)
             self._index(path)
+
+    def missing(self, prompts: Sequence[Prompt], components: Sequence[Component], site: Site) -> list[Prompt]:
+        """The distinct prompts that have no vectors yet."""
+        return [
+            prompt
+            for prompt in dict.fromkeys(prompts)
+            if any(
+                (_digest(prompt), component, site) not in self._found and (prompt, component, site) not in self._held
+                for component in components
+            )
+        ]
 
     def vectors(
         self,
@@ -169,6 +173,14 @@ class Captures:
         return (drawn / drawn.norm(dim=-1, keepdim=True) * lengths).to(vectors.dtype)
 
 
+def made_by(*modules: str) -> str:
+    """A name for the code that computes, in the given modules of this package and in the libraries below it."""
+    digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
+    for module in modules:
+        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def _digest(prompt: Prompt) -> str:
     return hashlib.sha256(repr(tuple(prompt)).encode()).hexdigest()[:32]
 
@@ -176,5 +188,6 @@ def _digest(prompt: Prompt) -> str:
 def _model_name(decoder: Decoder, provenance: Mapping[str, Any]) -> str:
     names = ("files", "adapter", "dtype", "attn_implementation", "class")
     facts = {name: provenance.get(name) for name in names} | {"modules": vars(decoder.modules)}
+    facts["made_by"] = made_by("captures", "engine")
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
     return f"{provenance.get('model_type', 'model')}-{digest}"

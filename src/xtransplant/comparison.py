@@ -37,12 +37,12 @@ def strategy_table(
     scores of the very documents it is scored on: no strategy) or control; `score` (mean main metric) of `documents`;
     `difference`, its gain over vanilla (positive is better, whatever the metric), with `low` and `high` (95 %: Tango's
     interval for scores of 0 and 1, else a bootstrap over documents) and `p` (exact McNemar, two-sided, scores of 0 and
-    1 only, not corrected for the number of rows; null for oracles, which chose on these documents); `gap_closed`: the
-    share of the way from vanilla to the upper bound, with `gap_low` and `gap_high` (documents resampled, numerator and
-    denominator together; null where there is no gap, the interval also where more than 5 % of the resamples have none
-    or no document differs from vanilla); `cells` used and their `number`; `sample_score`, of vanilla and of a strategy,
-    on the documents it was selected on; `chance`: what as many guesses as cells would reach; `reason` where a strategy
-    could not be used.
+    1 only, not corrected for the number of rows), all three null for oracles, which chose on these documents;
+    `gap_closed`: the share of the way from vanilla to the upper bound, with `gap_low` and `gap_high` (documents
+    resampled, numerator and denominator together; null where there is no gap, the interval also where more than 5 % of
+    the resamples have none or no document differs from vanilla); `cells` used and their `number`; `sample_score`, of
+    vanilla and of a strategy, on the documents it was selected on; `chance`: what as many guesses as cells would reach;
+    `reason` where a strategy could not be used.
 
     A control's row has its own upper bound as `score`, and as `reference` that of the unseen grid (or the sample grid,
     whichever has its documents) on the same documents and cells, with `above`, how much better the reference is, its
@@ -80,11 +80,12 @@ def strategy_table(
 
     def add(name: str, kind: str, reached: np.ndarray, **more: Any) -> None:
         row = _row(name, kind, reached, vanilla, unseen.sign, seed)
-        rows.append(row | ({"p": None} if kind == "oracle" else {}) | more)
+        rows.append(row | (dict.fromkeys(("low", "high", "p")) if kind == "oracle" else {}) | more)
         scores.append(reached)
 
     asked: list[tuple[str, str, dict[str, Any]]] = [(name, name, {}) for name in STRATEGIES if name != "fixed"]
-    asked[3:3] = [(f"fixed {name}", "fixed", {"fixed": name}) for name in FIXED]
+    named = {cell: [name for name in FIXED if FIXED[name] == cell] for cell in FIXED.values()}
+    asked[3:3] = [(f"fixed {', '.join(names)}", "fixed", {"fixed": names[0]}) for names in named.values()]
     for name, strategy, options in asked:
         try:
             (selection,) = select([sample], strategy, seed=seed, **options)

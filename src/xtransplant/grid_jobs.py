@@ -60,10 +60,12 @@ def grid(config: GridConfig) -> None:
         return
     pairs = jobs.load_pairs(config)
     grading.check([found.target for found in pairs])
+    # To overwrite is to drop a finished run; what is left of an interrupted one is of this very work.
+    finished = (folder / record.MANIFEST).is_file()
     record.open_run(
         folder,
         yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True),
-        keep=None if config.overwrite else _RESPONSES,
+        keep=None if finished else _RESPONSES,
     )
     shards = Shards(folder / _RESPONSES)
     before = len(shards)
@@ -263,6 +265,7 @@ def strategies(config: StrategiesConfig) -> None:
     record.write(folder / "strategies.json", record.as_json([{"grid": meta, "rows": rows} for meta, rows in found]))
     record.write(folder / "strategies.svg", charts.bars(found))
     record.write(folder / "gains.svg", charts.gains(found))
+    _miss_controls(controls)
     for meta, rows in found:
         print(f"\n{meta['model_name']}, {meta['task_name']}, {'-'.join(meta['language_pair'])}, {meta['split']}")
         print(_strategy_text(rows))
@@ -278,6 +281,7 @@ def analyze(config: AnalyzeConfig) -> None:
     beside = _beside(controls, grids)
     if not controls and len({each.meta["control"] for each in grids}) > 1:
         log.info("Control grids among them are shown as grids; given as controls= they stand beside the others.")
+    _miss_controls(controls)
     found = [analysis.analyze(each, beside[each.sha256], seed=config.seed) for each in grids]
     folder = _results_folder(config, "analyze", {"grid": grids, "controls": controls})
     record.write(folder / "analysis.json", record.as_json(found))
@@ -327,6 +331,14 @@ def _beside(controls: Sequence[Grid], grids: Sequence[Grid]) -> dict[str, list[G
             reasons = "; ".join(dict.fromkeys(f"{name_of(grid)}: {no_counterpart(control, grid)}" for grid in grids))
             raise XTransplantError(f"controls: {name_of(control)}: no grid to compare it with. {reasons}.")
     return found
+
+
+def _miss_controls(controls: Sequence[Grid]) -> None:
+    if not controls:
+        log.info(
+            "No control grids: how much of an upper bound any vector would reach is not known. Make some with "
+            "transplant.control=random_document and noise, and give them as controls=."
+        )
 
 
 def _place(made: Grid) -> tuple[str, ...]:

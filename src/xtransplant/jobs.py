@@ -87,18 +87,40 @@ def finished_run(config: TaskJob, folder: Path) -> record.Run | None:
     """The run in a folder, if it is finished and need not be computed.
 
     Raises:
-        XTransplantError: the model's files, or the run's, have changed since.
+        XTransplantError: the model's files, the documents of local data, or the run's files have changed since.
     """
     found = record.load_run(folder) if not config.overwrite else None
     if found is not None:
         changed = loading.changed_since(config.model, found.manifest["model"])
+        if pairing.data_dir(config.task) is not None or config.task.include_path:
+            # Files that somebody may have edited. What a hub holds is not fetched for this.
+            asked = {each.name: _documents(each) for each in load_pairs(config)}
+            recorded = found.manifest["tasks"]
+            changed += [
+                f"the documents of {name}"
+                for name, facts in asked.items()
+                if any(key in recorded[name] and recorded[name][key] != value for key, value in facts.items())
+            ]
         if changed:
             raise XTransplantError(
-                f"{folder} was computed with other files of the model: changed since then: {', '.join(changed)}. "
+                f"{folder} was computed with other files: changed since then: {', '.join(changed)}. "
                 "Compute it anew with overwrite=true, or keep it and give another output_dir."
             )
         log.info("Already done, nothing computed (overwrite=true computes anew): %s", folder)
     return found
+
+
+def _documents(found: pairing.Pairing) -> dict[str, Any]:
+    """Digests of a task's evaluated documents and of what they ask."""
+    docs = [found.docs[row] for row in found.rows]
+    return {
+        "keys_sha256": pairing.texts_digest(found.keys[row] for row in found.rows),
+        "docs_sha256": {
+            "target": pairing.docs_digest(docs),
+            "source": pairing.docs_digest(found.source_doc(doc) for doc in docs),
+        },
+        "questions_sha256": pairing.texts_digest(" ".join(question) for question in found.questions()),
+    }
 
 
 def load_pairs(config: TaskJob) -> list[pairing.Pairing]:
@@ -291,7 +313,6 @@ def facts_of_run(config: TaskJob, lm: TransplantLM, pairs: list[pairing.Pairing]
     """What every run's manifest says."""
     tasks = {}
     for found in pairs:
-        docs = [found.docs[row] for row in found.rows]
         tasks[found.name] = {
             "source_task": found.source.config.task,
             "version": found.target.VERSION,
@@ -301,11 +322,7 @@ def facts_of_run(config: TaskJob, lm: TransplantLM, pairs: list[pairing.Pairing]
             "gold_compared": found.gold_compared,
             "gold_equal": found.gold_equal,
             "trivial_baseline": pairing.trivial_baseline(found, config.task),
-            "keys_sha256": pairing.texts_digest(found.keys[row] for row in found.rows),
-            "docs_sha256": {
-                "target": pairing.docs_digest(docs),
-                "source": pairing.docs_digest(found.source_doc(doc) for doc in docs),
-            },
+            **_documents(found),
             "prompts_sha256": pairing.prompts_digest(found.target.instances),
         }
     return {

@@ -502,6 +502,12 @@ def seconds(decoder: Decoder, flops: float) -> float:
     return _OVERHEAD * flops / rate
 
 
+def prompt_flops(decoder: Decoder, tokens: int) -> float:
+    """Floating-point operations of a prompt in all layers."""
+    layers = sum(parameter.numel() for layer in decoder.layers for parameter in layer.parameters())
+    return 2 * layers * tokens
+
+
 def cost(
     decoder: Decoder, prompt_tokens: int, nodes: int, cells: Sequence[Cell], site: Site, new_tokens: int = 0
 ) -> Cost:
@@ -511,14 +517,12 @@ def cost(
         nodes: tokens run behind the prompt for its choices, its last token included; 1 when generating.
         new_tokens: of a generated answer; every cell is counted as if its text were its own.
     """
-    layers = sum(parameter.numel() for layer in decoder.layers for parameter in layer.parameters())
-    per_layer = 2 * layers / decoder.num_layers  # a token in one layer
+    per_layer = prompt_flops(decoder, 1) / decoder.num_layers  # a token in one layer
     head = 2 * decoder.hidden_size * decoder.vocab_size
     fast = why_slow(decoder, site) is None
     row_layers = sum(decoder.num_layers - cell.target if fast else decoder.num_layers for cell in cells)
-    forward = per_layer * decoder.num_layers
     tokens = nodes + max(0, new_tokens - 1)
-    flops = forward * prompt_tokens + tokens * (row_layers * per_layer + (1 + len(cells)) * head)
+    flops = prompt_flops(decoder, prompt_tokens) + tokens * (row_layers * per_layer + (1 + len(cells)) * head)
     per_row, kept = _row_bytes(decoder, nodes), _prefix_bytes(decoder, prompt_tokens)
     if new_tokens:
         per_row += 2 * _cache_bytes(decoder) * new_tokens

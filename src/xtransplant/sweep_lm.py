@@ -16,7 +16,7 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from xtransplant import __version__, strategies, sweep
-from xtransplant.captures import Captures
+from xtransplant import strategies, sweep
+from xtransplant.captures import Captures, Prompt, made_by
 from xtransplant.engine import Decoder, Prefix
 from xtransplant.grid import show
 from xtransplant.lm import Key, Texts, Transplant, TransplantLM
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 # First, middle and last cell of the first document, compared with single transplants as `evaluate` makes them.
 _CELL_CHECK = "sweep_against_single_pairs"
+# Modules that a cell's answer depends on.
+_CODE = ("engine", "output_head", "processor", "shared_prefix", "sweep")
 
 
 @dataclass(frozen=True)
@@ -187,9 +189,6 @@ class SweepLM(TransplantLM):
         """Sweep all requests; with a budget in rounds, each on more documents and fewer cells."""
         documents = _documents(requests)
         everything = list(range(len(self.cells)))
-        self.captures.prepare(
-            [key[1] for key in self._keys(requests) if key[1] is not None], self.sweep.components, self.sweep.site
-        )
         plan = [(len(documents), len(everything))]
         if self.halving is not None:
             plan = self.halving(*plan[0])
@@ -198,6 +197,9 @@ class SweepLM(TransplantLM):
         ends = list(accumulate(count for count, _ in plan))
         rounds = [documents[end - count : end] for end, (count, _) in zip(ends, plan, strict=True)]
         asked = [[request for document in some for request in document] for some in rounds]
+        sources = [key[1] for key in self._keys(requests) if key[1] is not None]
+        self._announce(asked, [kept for _, kept in plan], sources)
+        self.captures.prepare(sources, self.sweep.components, self.sweep.site)
         total = np.zeros(1 + len(everything))
         alive = everything
         with tqdm(total=sum(len(self._keys(some)) for some in asked), desc="Sweeping", disable=disable_tqdm) as bar:
@@ -250,14 +252,6 @@ class SweepLM(TransplantLM):
         self._check_engine(sorted((key[0] for key in keys), key=len, reverse=True))
         continuations = [[choice for _, choice in groups[key]] for key in keys]
         nodes = [sweep.count_nodes(choices) for choices in continuations]
-        self._announce(
-            [
-                sweep.cost(self.decoder, len(key[0]), count, cells, self.sweep.site)
-                for key, count in zip(keys, nodes, strict=True)
-            ],
-            len(cells),
-            5 * sum(map(len, continuations)),
-        )
         for chunk in sweep.batches(self.decoder, [key[0] for key in keys], nodes, len(cells), self.sweep.memory):
             some = [keys[n] for n in chunk]
             asked = [continuations[n] for n in chunk]
@@ -281,14 +275,9 @@ class SweepLM(TransplantLM):
         cells = [self.cells[c] for c in chosen]
         rows = [0, *(1 + c for c in chosen)]
         for work in self._texts(requests):
-            questions = {}
-            for key in work.wanted:
-                asked = [work.limit, work.until, sorted(work.ends), work.sampling, self.seed if work.sampling else None]
-                questions[key] = self._question("text", key, asked, cells)
+            questions = {key: self._text_question(work, key, cells) for key in work.wanted}
             waiting = [key for key, question in questions.items() if self.shards.get(question) is None]
             self._check_engine(sorted((key[0] for key in waiting), key=len, reverse=True))
-            costs = [sweep.cost(self.decoder, len(key[0]), 1, cells, self.sweep.site, work.limit) for key in waiting]
-            self._announce(costs, len(cells), 4 * len(costs))
             for key, question in questions.items():
                 if self.shards.get(question) is None:
                     texts = [work.text(tokens) for tokens in self._continued(key, work, cells)]
@@ -326,21 +315,49 @@ class SweepLM(TransplantLM):
             self._check_texts(key, work, vectors, cells, found)
         return found
 
-    def _announce(self, costs: Sequence[sweep.Cost], cells: int, bytes_a_cell: int) -> None:
-        """The estimate of what is about to be computed: at most so long, so much memory, so many bytes on disk."""
-        if not costs:
+    def _announce(self, rounds: Sequence[list[Instance]], kept: Sequence[int], sources: Sequence[Prompt]) -> None:
+        """The estimate of what is about to be computed: at most so long, so much memory, so many bytes on disk.
+
+        Args:
+            rounds, kept: requests of each round, and the number of its cells; which they are is not known yet.
+            sources: token ids of the source prompts.
+        """
+        missing = self.captures.missing(sources, self.sweep.components, self.sweep.site)
+        flops = sum(sweep.prompt_flops(self.decoder, len(prompt)) for prompt in missing)
+        prompts, memory, size = 0, 0, 0
+        for number, (requests, count) in enumerate(zip(rounds, kept, strict=True)):
+            for cost, numbers in self._ahead(requests, skip=number == 0):
+                prompts += 1
+                flops += cost.flops * count / len(self.cells)
+                memory = max(memory, cost.memory)
+                size += numbers * (1 + count)
+        if prompts:
+            log.info(
+                "Estimate: %d prompts in %d cells%s, %.2g floating-point operations, about %s here; "
+                "%.1f GB beside the model; %.1f MB of responses before compression.",
+                prompts,
+                len(self.cells),
+                "" if len(kept) == 1 else f" at first, {kept[-1]} at last",
+                flops,
+                _duration(sweep.seconds(self.decoder, flops)),
+                min(memory, self.sweep.memory) / 2**30,
+                size / 2**20,
+            )
+
+    def _ahead(self, requests: list[Instance], skip: bool) -> Iterator[tuple[sweep.Cost, int]]:
+        """For each prompt its cost in all cells, and bytes of a response; without those answered already, to `skip`."""
+        site = self.sweep.site
+        if requests[0].request_type == "generate_until":
+            for work in self._texts(requests):
+                for key in work.wanted:
+                    if not skip or self.shards.get(self._text_question(work, key, self.cells)) is None:
+                        yield sweep.cost(self.decoder, len(key[0]), 1, self.cells, site, work.limit), 4
             return
-        flops = sum(cost.flops for cost in costs)
-        log.info(
-            "Estimate: %d prompts in %d cells, %.2g floating-point operations, about %s here; "
-            "%.1f GB beside the model; %.1f MB of responses before compression.",
-            len(costs),
-            cells,
-            flops,
-            _duration(sweep.seconds(self.decoder, flops)),
-            min(max(cost.memory for cost in costs), self.sweep.memory) / 2**30,
-            bytes_a_cell * (1 + cells) / 2**20,
-        )
+        for key, group in self._choices(requests).items():
+            choices = [choice for _, choice in group]
+            if not skip or self.shards.get(self._question("score", key, choices, self.cells)) is None:
+                nodes = sweep.count_nodes(choices)
+                yield sweep.cost(self.decoder, len(key[0]), nodes, self.cells, site), 5 * len(choices)
 
     def _vectors(self, keys: Sequence[Key]) -> dict[Component, Any]:
         return self.captures.vectors([key[1] for key in keys], self.sweep.components, self.sweep.site)
@@ -399,10 +416,14 @@ class SweepLM(TransplantLM):
         vector = vectors[cell.component][cell.source, :1]
         return prefill(self.decoder, [key[0]], Writes(cell.component, [cell.target], vector, self.sweep.site))
 
+    def _text_question(self, work: Texts, key: Key, cells: Sequence[Cell]) -> str:
+        asked = [work.limit, work.until, sorted(work.ends), work.sampling, self.seed if work.sampling else None]
+        return self._question("text", key, asked, cells)
+
     def _question(self, kind: str, key: Key, asked: Any, cells: Sequence[Cell]) -> str:
         """A name for what was asked, of which model, so that no other answer is taken for it."""
         described = [(cell.component.value, cell.source, cell.target) for cell in cells]
-        model = (self.captures.model, self.decoder.device.type, __version__)
+        model = (self.captures.model, self.decoder.device.type, made_by(*_CODE))
         text = repr((kind, key, asked, described, self.sweep.site.value, self.captures.noise_seed, model))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -447,7 +468,8 @@ def _refuse_overflow(found: Sequence[sweep.Scores], cells: Sequence[Cell]) -> No
             where = "the untouched model" if bad[0] == 0 else show(cells[bad[0] - 1])
             raise XTransplantError(
                 f"{len(bad)} of {len(scores.logprob)} cells, e.g. {where}, give log-probabilities that are no numbers: "
-                "the activations overflow. Use model.dtype=float32, or bfloat16."
+                "the activations overflow. In float16 they often do: use model.dtype=bfloat16, or float32. Else look "
+                "at the model: xtransplant doctor."
             )
 
 

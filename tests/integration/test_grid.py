@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import write_tasks
-from xtransplant import grid_jobs, jobs, pairing, record, sweep, sweep_lm
+from xtransplant import grid_jobs, jobs, loading, record, sweep, sweep_lm
 from xtransplant.compose import compose
 from xtransplant.config import AnalyzeConfig, EvaluateConfig, GridConfig, SelectConfig, StrategiesConfig
 from xtransplant.grid import Grid
@@ -156,9 +156,20 @@ def test_a_killed_grid_resumes_and_the_same_one_is_found(
     assert not (run.folder / "responses").exists()
     # Asked a third time, nothing is computed.
     again.clear()
-    monkeypatch.setattr(pairing, "load", lambda *args: pytest.fail("loaded again"))
+    monkeypatch.setattr(loading, "load", lambda *args: pytest.fail("loaded again"))
     run_grid(place, "choice", **changes)
     assert not again
+
+
+def test_to_overwrite_drops_a_finished_run_and_goes_on_with_an_interrupted_one(place: Path, tmp_path: Path) -> None:
+    changes = {"output_dir": tmp_path / "out", "overwrite": True}
+    run, _ = run_grid(place, "choice", **changes)
+    for finished in (True, False):
+        sweep_lm.Shards(run.folder / "responses").add({"some question": {"logprob": np.zeros(1)}})
+        if not finished:
+            (run.folder / "manifest.json").unlink()
+        again, _ = run_grid(place, "choice", **changes)
+        assert again.manifest["prompts_answered_before"] == (0 if finished else 1)
 
 
 def test_answers_of_other_weights_are_not_taken_for_these(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,8 +273,12 @@ def test_source_vectors_are_kept_and_used_again(place: Path, tmp_path: Path) -> 
     assert third.manifest["sources_computed"] == len(samples(first))
 
 
-def test_a_budget_looks_at_few_cells_on_all_documents(place: Path) -> None:
-    run, grid = run_grid(place, "choice", **{"grid.budget": "0.5"})
+def test_a_budget_looks_at_few_cells_on_all_documents(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        run, grid = run_grid(place, "choice", **{"grid.budget": "0.5"})
+    # One estimate, of all rounds.
+    [estimate] = [record.getMessage() for record in caplog.records if "Estimate" in record.getMessage()]
+    assert estimate.startswith(f"Estimate: {len(grid.documents)} prompts in 16 cells at first, 4 at last, ")
     full = run_grid(place, "choice")[1]
     looked_at = ~np.isnan(grid.scores[0])
     assert 0 < looked_at.mean() <= 0.5
@@ -320,6 +335,17 @@ def test_a_selection_is_applied_to_unseen_documents(place: Path, strategy: str) 
     for split in ("sample", "all"):
         with pytest.raises(XTransplantError, match=r"documents were selected on, e\.g\. colour_choice"):
             run_evaluate(place, "choice", split=split, selection=path)
+
+
+def test_a_selected_document_is_known_under_any_name(place: Path) -> None:
+    """Of a task that asks the same otherwise, or of the same task with its language spelled out."""
+    run, _ = run_grid(place, "choice", split="sample")
+    path = select(place, run.folder, "target_first")
+    for kind, changes in (("generate", {}), ("choice", {"task.tasks": "[colour_choice_sw]"})):
+        spelled = {"task.source_tasks": "[colour_choice_en]"} if changes else {}
+        with pytest.raises(XTransplantError, match=r"documents were selected on, e\.g\. colour_"):
+            run_evaluate(place, kind, split="sample", selection=path, **changes, **spelled)
+    assert run_evaluate(place, "generate", split="unseen", selection=path).results["results"]
 
 
 def test_a_selection_for_another_pair_is_refused(place: Path) -> None:

@@ -80,6 +80,24 @@ def test_nothing_is_chosen_on_a_control_that_a_pattern_takes_in(
     assert "upper bound, control noise" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("changed", ["en.jsonl", "choice_sw.yaml"])
+def test_a_finished_run_of_other_documents_is_not_taken_for_this_one(tmp_path: Path, changed: str) -> None:
+    save_checkpoint("llama", tmp_path / "model")
+    write_tasks(tmp_path / "tasks")
+    given = {"limit": 3, "grid.pairs": "diagonal"}
+    first, _ = run_grid(tmp_path, "choice", **given)
+    run_evaluate(tmp_path, "choice", limit=3)
+    assert run_grid(tmp_path, "choice", **given)[0].manifest == first.manifest
+    file = tmp_path / "tasks" / changed
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("The colour of", "A colour of").replace("{{question}}", "So: {{question}}"))
+    for ask, own in ((run_grid, given), (run_evaluate, {"limit": 3})):
+        with pytest.raises(XTransplantError, match=r"changed since then: the documents of colour_choice_sw\. .*over"):
+            ask(tmp_path, "choice", **own)
+    again, _ = run_grid(tmp_path, "choice", **given, overwrite=True)
+    assert again.manifest["tasks"] != first.manifest["tasks"]
+
+
 def test_a_finished_run_of_other_weights_is_not_taken_for_this_one(tmp_path: Path) -> None:
     save_checkpoint("llama", tmp_path / "model")
     write_tasks(tmp_path / "tasks")

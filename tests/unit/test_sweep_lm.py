@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.equivalence.test_architectures import decoder_of
-from xtransplant.captures import Captures
+from xtransplant.captures import Captures, made_by
 from xtransplant.sweep_lm import Sweep, SweepLM, rounds
 from xtransplant.types import Cell, Component, Site, XTransplantError
 
@@ -20,7 +21,7 @@ def lm(site: Site = Site.module, noise_seed: int | None = None, files: str = "1"
     return SweepLM(decoder, Sweep((Component.ffn,), site), captures=lambda: bank)
 
 
-def test_an_answer_is_named_by_everything_that_it_depends_on() -> None:
+def test_an_answer_is_named_by_everything_that_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     key: Any = ((5, 6), (7, 8))
     cells = [Cell(Component.ffn, 0, 1)]
     names = [
@@ -37,6 +38,18 @@ def test_an_answer_is_named_by_everything_that_it_depends_on() -> None:
     ]
     assert len(set(names)) == len(names)
     assert names[0] == lm()._question("score", key, [[1]], cells)
+    monkeypatch.setattr("xtransplant.sweep_lm.made_by", lambda *modules: "other code")
+    assert lm()._question("score", key, [[1]], cells) not in names
+
+
+def test_vectors_are_of_the_code_that_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = decoder_of("llama")
+    first = Captures(decoder, tmp_path, {})
+    first.prepare([(5, 6)], [Component.ffn], Site.module)
+    assert Captures(decoder, tmp_path, {}).missing([(5, 6), (5, 7)], [Component.ffn], Site.module) == [(5, 7)]
+    monkeypatch.setattr("torch.__version__", "1.2.3")
+    assert Captures(decoder, tmp_path, {}).missing([(5, 6)], [Component.ffn], Site.module) == [(5, 6)]
+    assert made_by("engine") != made_by("sweep") != made_by("engine", "sweep")
 
 
 def test_the_better_half_of_the_cells_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +64,7 @@ def test_the_better_half_of_the_cells_goes_on(monkeypatch: pytest.MonkeyPatch) -
         captures=lambda: bank,
     )
     monkeypatch.setattr(found, "_keys", lambda requests: [])
+    monkeypatch.setattr(found, "_announce", lambda *given: None)
     requests: Any = [SimpleNamespace(task_name="t", doc_id=n, idx=0, args=(str(n),)) for n in range(14)]
     asked: list[tuple[int, list[int]]] = []
     found._in_rounds(requests, lambda some, cells, bar: asked.append((len(some), cells)), True)
