@@ -106,10 +106,10 @@ def page() -> tuple[str, str]:
 INTRODUCTION = """# Every strategy on unseen documents
 
 Each strategy chooses on sample documents and is scored on others, beside the upper bound over all layer pairs (an
-oracle that reads the labels) and the same bound for vectors that know nothing of the document. {pieces} pieces, a piece being a model, a
-task and a language pair (`source-target`: the prompt is read in the first language and answered in the second);
-`ffn` and `attn` cells together. About 50 sample and 100 unseen documents, controls on about 20: the intervals are
-wide, and a difference of one piece says little. Made by
+oracle that reads the labels) and the same bound for vectors that know nothing of the document. {pieces} pieces, a piece
+being a model, a task and a language pair (`source-target`: the prompt is read in the first language and answered in the
+second); `ffn` and `attn` cells together. About 50 sample and 100 unseen documents, controls on about 20: the intervals
+are wide, and a difference of one piece says little. Made by
 
 ```bash
 python benchmarks/study.py run    # hours; goes on where it was stopped

@@ -70,21 +70,18 @@ class Pairing:
     def questions(self) -> list[list[str]]:
         """What each evaluated document asks, whatever the task is called: digests of the source's and of its own text.
 
-        Without few-shot examples. A text that several documents have is no question of any of them.
+        Without few-shot examples. A text that several documents have, or none, is no question of any of them.
         """
+        sources = [self.source_docs[found] for row in self.rows if (found := self.source_rows[row]) is not None]
         sides = [
-            [texts_digest([str(self.source.doc_to_text(self.source_docs[found]))])[:16] for found in self._sources()],
-            [texts_digest([str(self.target.doc_to_text(self.docs[row]))])[:16] for row in self.rows],
+            [str(self.source.doc_to_text(doc)).strip() for doc in sources],
+            [str(self.target.doc_to_text(self.docs[row])).strip() for row in self.rows],
         ]
         counts = [Counter(side) for side in sides]
         return [
-            list(dict.fromkeys(text for text, count in zip(texts, counts, strict=True) if count[text] == 1))
+            [texts_digest([text])[:16] for text, count in zip(texts, counts, strict=True) if text and count[text] == 1]
             for texts in zip(*sides, strict=True)
         ]
-
-    def _sources(self) -> list[int]:
-        found = [self.source_rows[row] for row in self.rows]
-        return [row for row in found if row is not None]
 
 
 def language_code(task: TaskConfig, language: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.local_tasks import documents, write_tasks
 from xtransplant import pairing
-from xtransplant.config import LanguagePairConfig, Split, TaskConfig, Unmatched
+from xtransplant.config import Control, LanguagePairConfig, Split, TaskConfig, Unmatched
 from xtransplant.types import XTransplantError
 
 PAIR = LanguagePairConfig("en", "sw")
@@ -120,6 +120,32 @@ def test_the_trivial_guess_knows_positions_and_texts(tmp_path: Path) -> None:
     }
     folder = write_tasks(tmp_path / "own", **own)
     assert pairing.trivial_baseline(load(folder), config(folder)) == 0.4
+
+
+def test_a_question_is_the_same_under_any_name_and_no_question_where_several_ask_it(tmp_path: Path) -> None:
+    rows = documents("en")
+    rows[1] = rows[1] | {"question": rows[0]["question"]}
+    folder = write_tasks(tmp_path, en=rows)
+    found = load(folder).questions()
+    assert found == load(folder, tasks=["colour_generate_{lang}"]).questions()
+    # The first two ask the same in English, and something else in Swahili.
+    assert [len(question) for question in found] == [1, 1, *[2] * 8]
+    assert len({text for question in found for text in question}) == 18
+    back = pairing.load(config(folder), LanguagePairConfig("sw", "en"), Split.all, None, 1)[0].questions()
+    assert [set(question) for question in back] == [set(question) for question in found]
+    assert load(folder, limit=1, tasks=["colour_empty_{lang}"]).questions() == [[]]
+
+
+def test_a_document_that_asks_the_same_is_no_random_one(tmp_path: Path) -> None:
+    rows = documents("en")
+    same = [row | {"question": rows[0]["question"]} if n < 8 else row for n, row in enumerate(rows)]
+    found = pairing.load(config(write_tasks(tmp_path, en=same)), PAIR, Split.all, None, 1, Control.random_document)[0]
+    for row, doc in enumerate(found.docs):
+        other = found.source_doc(doc)
+        asks = {each["question"] for each in same if pairing._split_of(each["id"], each, config(tmp_path)) is
+                pairing._split_of(found.keys[row], doc, config(tmp_path))}  # fmt: skip
+        assert other["id"] != found.keys[row]
+        assert len(asks) == 1 or other["question"] != same[row]["question"]
 
 
 def test_halves_are_stable_disjoint_and_complete(tmp_path: Path) -> None:

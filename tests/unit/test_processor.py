@@ -98,8 +98,9 @@ def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("maker", "flags", "faster", "bfloat16"),
     [
-        ("AuthenticAMD", "fpu avx512_bf16", torch.backends.mkl.is_available(), False),
-        ("GenuineIntel", "fpu avx512_bf16 amx_bf16 amx_tile", False, True),
+        ("AuthenticAMD", "fpu avx512f", torch.backends.mkl.is_available(), False),
+        ("AuthenticAMD", "fpu avx512f avx512_bf16", torch.backends.mkl.is_available(), True),
+        ("GenuineIntel", "fpu amx_bf16 amx_tile", False, True),
         ("GenuineIntel", "fpu amx_bf16_of_tomorrow", False, False),
     ],
 )
