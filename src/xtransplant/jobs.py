@@ -152,7 +152,8 @@ def _refuse_selected(config: EvaluateConfig, chosen: Selection, pairs: list[pair
         for template, found in zip(config.task.tasks, pairs, strict=True)
         for row, question in zip(found.rows, found.questions(), strict=True)
     ]
-    both = [name for name, question in documents if not chosen.marks.isdisjoint([name, *question])]
+    marks = chosen.marks
+    both = [name for name, question in documents if not marks.isdisjoint([name, *question])]
     if both:
         raise XTransplantError(
             f"selection={config.selection}: {len(both)} of {len(documents)} documents were selected on, e.g. "

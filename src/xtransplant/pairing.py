@@ -315,9 +315,10 @@ def _misplace(pairing: Pairing, task: TaskConfig, seed: int) -> None:
         for place, row in enumerate(rows):
             digest = hashlib.sha256(f"{seed}:{pairing.keys[row]}".encode()).digest()
             step = 1 + int.from_bytes(digest[:8], "big") % (len(rows) - 1)
-            others = [rows[(place + step + more) % len(rows)] for more in range(len(rows))]
+            others = (rows[(place + step + more) % len(rows)] for more in range(len(rows)))
             # One that asks the same would be no control.
-            other = next((each for each in others if each != row and asks(each) != asks(row)), others[0])
+            drawn, asked = rows[(place + step) % len(rows)], asks(row)
+            other = next((each for each in others if asks(each) != asked), drawn)
             pairing._aligned[_digest(pairing.docs[row])] = pairing.keys[row], counterpart(other)
 
 

@@ -416,6 +416,10 @@ class SweepLM(TransplantLM):
         vector = vectors[cell.component][cell.source, :1]
         return prefill(self.decoder, [key[0]], Writes(cell.component, [cell.target], vector, self.sweep.site))
 
+    @cached_property
+    def _made_by(self) -> str:
+        return made_by(*_CODE)
+
     def _text_question(self, work: Texts, key: Key, cells: Sequence[Cell]) -> str:
         asked = [work.limit, work.until, sorted(work.ends), work.sampling, self.seed if work.sampling else None]
         return self._question("text", key, asked, cells)
@@ -423,7 +427,7 @@ class SweepLM(TransplantLM):
     def _question(self, kind: str, key: Key, asked: Any, cells: Sequence[Cell]) -> str:
         """A name for what was asked, of which model, so that no other answer is taken for it."""
         described = [(cell.component.value, cell.source, cell.target) for cell in cells]
-        model = (self.captures.model, self.decoder.device.type, made_by(*_CODE))
+        model = (self.captures.model, self.decoder.device.type, self._made_by)
         text = repr((kind, key, asked, described, self.sweep.site.value, self.captures.noise_seed, model))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
