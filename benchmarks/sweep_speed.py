@@ -46,7 +46,7 @@ from xtransplant.config import EvaluateConfig
 from xtransplant.engine import Decoder
 from xtransplant.lm import TransplantLM, load_decoder
 from xtransplant.processor import fast_products
-from xtransplant.types import Cell, Component, Site
+from xtransplant.types import Cell, Component, Intervention, Site
 
 AUTHORS_NEW_TOKENS = 20
 HEAD_COLUMNS = 8192  # of the vocabulary in one product, where the output head's rate is measured
@@ -216,7 +216,9 @@ def our_scores(sweep: Sweep, document: Document) -> list[list[float]]:
     from xtransplant.sweep import score_cells
 
     vectors = engine.capture(sweep.decoder, [document.source], [sweep.component], sweep.site)
-    [scores] = score_cells(sweep.decoder, [document.target], vectors, sweep.cells, [document.choices], site=sweep.site)
+    [scores] = score_cells(
+        sweep.decoder, [document.target], vectors, sweep.cells, [document.choices], Intervention(sweep.site)
+    )
     return scores.logprob.tolist()
 
 
@@ -233,7 +235,7 @@ def our_texts(sweep: Sweep, document: Document) -> list[list[int]]:
         sweep.cells,
         document.max_new_tokens,
         lambda tokens: tokens[-1] in ends,
-        site=sweep.site,
+        how=Intervention(sweep.site),
     )
     return texts
 
@@ -242,7 +244,7 @@ def way_of(sweep: Sweep) -> str:
     """Which way the model is swept. Found once a model, on made-up prompts of a few tokens: not a document's cost."""
     from xtransplant.sweep import why_slow
 
-    reason = why_slow(sweep.decoder, sweep.site)
+    reason = why_slow(sweep.decoder, Intervention(sweep.site))
     return "fast: rows join at their target layers" if reason is None else f"slower: {reason}"
 
 
@@ -363,7 +365,7 @@ def load(arguments: list[str], first: int, count: int) -> tuple[Sweep, list[Docu
     assert isinstance(config, EvaluateConfig)
     if config.transplant.component is Component.attn_as_released:
         raise SystemExit("transplant.component=attn_as_released is not measured here. Use ffn or attn.")
-    [found] = pairing.load(config.task, config.language_pair, config.split, config.limit, config.seed)
+    [found] = pairing.load(config.task, config.language_pair, config.split, config.limit)
     found.target.build_all_requests(samples=found.rows[first:])
     decoder = load_decoder(config.model)
     if decoder.device.type != "cpu":
@@ -372,10 +374,10 @@ def load(arguments: list[str], first: int, count: int) -> tuple[Sweep, list[Docu
     documents: dict[Any, Document] = {}
     for request in found.target.instances:
         if request.request_type == "generate_until":
-            source, target = lm.tok_encode(request.source_prompt), lm.tok_encode(request.args[0])
+            source, target = lm.tok_encode(request.source_prompts[0]), lm.tok_encode(request.args[0])
             choice, limit = [], request.args[1].get("max_gen_toks", AUTHORS_NEW_TOKENS)
         else:
-            source = lm.tok_encode(request.source_prompt.rstrip())
+            source = lm.tok_encode(request.source_prompts[0].rstrip())
             target, choice = lm._encode_pair(*request.args)
             limit = AUTHORS_NEW_TOKENS
         document = documents.setdefault(request.doc_id, Document(request.source_key, source, target, [], limit))

@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
 
     from lm_eval.models.huggingface import HFLM
 
-    [found] = pairing.load(vanilla.task, vanilla.language_pair, vanilla.split, vanilla.limit, vanilla.seed)
+    [found] = pairing.load(vanilla.task, vanilla.language_pair, vanilla.split, vanilla.limit)
     found.target.build_all_requests(samples=found.rows)
     requests = found.target.instances
     loaded = loading.load(vanilla.model)

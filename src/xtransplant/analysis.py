@@ -162,7 +162,16 @@ def analyze(
     """
     vanilla = grid.vanilla[0].astype(float)
     low, high = stats.bootstrap_interval(_by_unit(grid, vanilla), seed=seed)
-    keys = ("model_name", "task_name", "language_pair", "split", "num_layers", "site", "control", "trivial_baseline")
+    keys = (
+        "model_name",
+        "task_name",
+        "language_pair",
+        "split",
+        "num_layers",
+        "intervention",
+        "control",
+        "trivial_baseline",
+    )
     return {
         **{key: grid.meta.get(key) for key in keys},
         "grid_sha256": grid.sha256,

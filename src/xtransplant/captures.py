@@ -3,7 +3,9 @@
 They do not depend on the target language, the layer pair or the task's grading: so they are computed once, kept on disk
 in a folder for each model, and found again by the prompt's token ids. Values are those of `engine.capture`.
 
-Shapes: N layers, B prompts, H hidden size.
+A source is one prompt, or the same prompt in several languages, whose vectors are averaged.
+
+Shapes: N layers, B sources, P positions at a prompt's end, H hidden size.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ from torch import Tensor
 
 from xtransplant import engine
 from xtransplant.engine import Decoder
-from xtransplant.types import Component, Site
+from xtransplant.types import Component, Control, Site
 
 log = logging.getLogger(__name__)
 
 Prompt = tuple[int, ...]
+Source = tuple[Prompt, ...]
 # Token ids that one forward pass takes, and the prompts of one file: what a killed run has to do again.
 _TOKENS_AT_ONCE = 4096
 _PROMPTS_A_FILE = 256
@@ -42,14 +45,21 @@ class Captures:
     Args:
         folder: where those of all runs are kept, `<model>-<hash>/<hash>.safetensors` below it; None keeps none.
         provenance: of the loaded model; files, adapter, dtype and attention implementation make the folder's name.
-        noise_seed: given, vectors are random instead, each with the length of the one it replaces (a control).
+        control: `noise` gives random vectors instead, each with the length of the one it replaces; `zero` gives zeros.
+            Others say which prompts are the sources, not what is made of them.
+        seed: of the noise.
     """
 
     def __init__(
-        self, decoder: Decoder, folder: Path | None, provenance: Mapping[str, Any], noise_seed: int | None = None
+        self,
+        decoder: Decoder,
+        folder: Path | None,
+        provenance: Mapping[str, Any],
+        control: Control = Control.none,
+        seed: int = 0,
     ) -> None:
         self.decoder = decoder
-        self.noise_seed = noise_seed
+        self.control, self.seed = control, seed
         self.computed = 0  # prompts that had to be run
         self._found: dict[tuple[str, Component, Site], tuple[Path, int]] = {}
         self._held: dict[tuple[Prompt, Component, Site], Tensor] = {}
@@ -60,9 +70,9 @@ class Captures:
             for path in sorted(self.folder.glob("*.safetensors")):
                 self._index(path)
 
-    def prepare(self, prompts: Sequence[Prompt], components: Sequence[Component], site: Site) -> None:
-        """Compute and keep the vectors of those prompts that have none yet."""
-        missing = sorted(self.missing(prompts, components, site), key=len)
+    def prepare(self, sources: Sequence[Source], components: Sequence[Component], site: Site) -> None:
+        """Compute and keep the vectors of those prompts that have none yet: of their last token."""
+        missing = sorted(self.missing(sources, components, site), key=len)
         wanted = tuple(dict.fromkeys([*_ALWAYS, *components]))
         for start in range(0, len(missing), _PROMPTS_A_FILE):
             some = missing[start : start + _PROMPTS_A_FILE]
@@ -82,11 +92,13 @@ class Captures:
             temporary.replace(path)
             self._index(path)
 
-    def missing(self, prompts: Sequence[Prompt], components: Sequence[Component], site: Site) -> list[Prompt]:
-        """The distinct prompts that have no vectors yet."""
+    def missing(self, sources: Sequence[Source], components: Sequence[Component], site: Site) -> list[Prompt]:
+        """The distinct prompts that have no vectors yet, and need them."""
+        if self.control is Control.zero:
+            return []
         return [
             prompt
-            for prompt in dict.fromkeys(prompts)
+            for prompt in dict.fromkeys(prompt for source in sources for prompt in source)
             if any(
                 (_digest(prompt), component, site) not in self._found and (prompt, component, site) not in self._held
                 for component in components
@@ -95,35 +107,46 @@ class Captures:
 
     def vectors(
         self,
-        prompts: Sequence[Prompt],
+        sources: Sequence[Source],
         components: Sequence[Component],
         site: Site,
         layers: Sequence[int] | None = None,
+        positions: int | None = None,
     ) -> dict[Component, Tensor]:
-        """For each component [len(layers), B, H] (all layers by default) on the model's device.
+        """For each component [len(layers), B, H] (all layers by default) on the model's device, the mean of a source's
+        prompts; with `positions` [len(layers), B, P, H].
 
         What `prepare` has not been asked for is computed for the given layers, and not kept.
+
+        Raises:
+            XTransplantError: a prompt has fewer tokens than `positions`.
         """
         chosen = list(range(self.decoder.num_layers) if layers is None else layers)
-        kept = all(
-            (_digest(prompt), component, site) in self._found or (prompt, component, site) in self._held
-            for prompt in prompts
-            for component in components
-        )
-        if kept:
+        if self.control is Control.zero:
+            places = [] if positions is None else [positions]
+            zeros = torch.zeros(len(chosen), len(sources), *places, self.decoder.hidden_size)
+            return {component: zeros.to(self.decoder.device) for component in components}
+        prompts = [prompt for source in sources for prompt in source]
+        if positions is None and not self.missing(sources, components, site):
             found = {
                 component: torch.stack([self._kept(prompt, component, site)[chosen] for prompt in prompts], 1)
                 for component in components
             }
         else:
-            found = self._capture(prompts, components, site, chosen)
-        placed = {component: vectors.to(self.decoder.device) for component, vectors in found.items()}
-        if self.noise_seed is None:
+            found = self._capture(prompts, components, site, chosen, positions)
+        counts = [len(source) for source in sources]
+        placed = {component: _means(vectors, counts).to(self.decoder.device) for component, vectors in found.items()}
+        if self.control is not Control.noise:
             return placed
-        return {component: self._noise(vectors, prompts, component, chosen) for component, vectors in placed.items()}
+        return {component: self._noise(vectors, sources, component, chosen) for component, vectors in placed.items()}
 
     def _capture(
-        self, prompts: Sequence[Prompt], components: Sequence[Component], site: Site, layers: list[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        components: Sequence[Component],
+        site: Site,
+        layers: list[int] | None = None,
+        positions: int | None = None,
     ) -> dict[Component, Tensor]:
         parts: list[dict[Component, Tensor]] = []
         start = 0
@@ -134,7 +157,7 @@ class Captures:
                 if stop > start and longest * (stop + 1 - start) > _TOKENS_AT_ONCE:
                     break
                 stop += 1
-            parts.append(engine.capture(self.decoder, prompts[start:stop], components, site, layers))
+            parts.append(engine.capture(self.decoder, prompts[start:stop], components, site, layers, positions))
             start = stop
         self.computed += len(prompts)
         return {component: torch.cat([part[component] for part in parts], 1) for component in components}
@@ -160,17 +183,25 @@ class Captures:
         except (SafetensorError, OSError, KeyError, ValueError, TypeError):
             log.warning("%s holds no source vectors and is not used; they are computed anew.", path)
 
-    def _noise(self, vectors: Tensor, prompts: Sequence[Prompt], component: Component, layers: list[int]) -> Tensor:
-        """Gaussian directions, drawn for each prompt, component and layer, with the lengths of the vectors."""
+    def _noise(self, vectors: Tensor, sources: Sequence[Source], component: Component, layers: list[int]) -> Tensor:
+        """Gaussian directions, drawn for each source, component and layer, with the lengths of the vectors."""
         drawn = torch.empty(vectors.shape)
-        for n, prompt in enumerate(prompts):
+        for n, source in enumerate(sources):
             for place, layer in enumerate(layers):
-                digest = hashlib.sha256(repr((self.noise_seed, prompt, component.value, layer)).encode()).digest()
+                digest = hashlib.sha256(repr((self.seed, source[0], component.value, layer)).encode()).digest()
                 generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-                drawn[place, n] = torch.randn(vectors.shape[-1], generator=generator)
+                drawn[place, n] = torch.randn(vectors.shape[2:], generator=generator)
         drawn = drawn.to(vectors.device)
         lengths = vectors.float().norm(dim=-1, keepdim=True)
         return (drawn / drawn.norm(dim=-1, keepdim=True) * lengths).to(vectors.dtype)
+
+
+def _means(vectors: Tensor, counts: Sequence[int]) -> Tensor:
+    """The mean over each source's prompts, which lie together on the second axis."""
+    if all(count == 1 for count in counts):
+        return vectors
+    # In float32: half precision would lose the small differences between languages.
+    return torch.stack([part.float().mean(1) for part in vectors.split(list(counts), 1)], 1).to(vectors.dtype)
 
 
 def made_by(*modules: str) -> str:

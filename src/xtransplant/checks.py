@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import os
 import string
 import tempfile
@@ -29,13 +30,14 @@ from xtransplant.config import (
     GridReader,
     JobConfig,
     ModelJob,
+    PromptLanguages,
     SelectConfig,
     SummarizeConfig,
     TaskConfig,
     TaskJob,
     listed,
 )
-from xtransplant.types import FIXED, STRATEGIES, Component, LayerPair, XTransplantError
+from xtransplant.types import FIXED, PAPER, STRATEGIES, Component, Control, LayerPair, Mode, XTransplantError
 
 # The parts that model.modules may name: the fields of `engine.Modules`, which cannot be imported without torch.
 MODULES = ("layers", "attn", "ffn", "attn_branch", "ffn_branch")
@@ -205,10 +207,17 @@ def validate(config: JobConfig, num_layers: int | None = None, unclear: Collecti
         faults += _layer_faults(config.transplant.layers, num_layers)
     if isinstance(config, TaskJob):
         faults += _task_job_faults(config, unclear)
-    if isinstance(config, EvaluateConfig) and config.selection is not None and config.transplant.layers is not None:
-        faults.append(
-            "selection and transplant.layers: both say what to transplant. Give transplant.layers=null with selection."
-        )
+    if isinstance(config, EvaluateConfig) and config.selection is not None:
+        if config.transplant.layers is not None:
+            faults.append(
+                "selection and transplant.layers: both say what to transplant. Give transplant.layers=null with "
+                "selection."
+            )
+        elif config.transplant.intervention != PAPER or config.transplant.mean_over:
+            faults.append(
+                "selection and transplant: how vectors are written is the selection's. Give selection with no key of "
+                "transplant but transplant.control."
+            )
     if isinstance(config, GridConfig):
         faults += _grid_faults(config, num_layers, unclear)
     if isinstance(config, GridReader):
@@ -255,7 +264,11 @@ def _task_job_faults(config: TaskJob, unclear: Collection[str]) -> list[str]:
     }
     if isinstance(config, EvaluateConfig):
         checks["batch_size"] = (config.batch_size >= 1, "1 or more")
-    faults = _wrong_values(config, checks, unclear)
+        checks["prompt"] = (
+            config.prompt is PromptLanguages.target or not task.apply_chat_template,
+            "target with task.apply_chat_template=true: two chats cannot be one after the other",
+        )
+    faults = _wrong_values(config, checks | _intervention_checks(config), unclear)
     folder = os.environ.get("XTRANSPLANT_DATA")
     if folder and task.data_dir is None and task.data_files and not Path(folder).is_dir():
         faults.append(
@@ -265,6 +278,35 @@ def _task_job_faults(config: TaskJob, unclear: Collection[str]) -> list[str]:
     if config.output_dir.strip():
         faults += _output_faults(config.output_dir)
     return faults
+
+
+def _intervention_checks(config: TaskJob) -> dict[str, tuple[bool, str]]:
+    given = config.transplant
+    positions, languages = given.positions, config.task.languages
+    number = isinstance(positions, int) and not isinstance(positions, bool) and positions >= 1
+    fast = isinstance(config, GridConfig)
+    others = {config.language_pair.source, *given.mean_over}
+    return {
+        "transplant.positions": (
+            number or (positions == "all" and not fast),
+            "1 or more" + (" (all is for evaluate)" if fast else ", or all for prompts of equal length"),
+        ),
+        "transplant.strength": (
+            math.isfinite(given.strength) and (given.mode is not Mode.replace or given.strength == 1),
+            "a number; with transplant.mode=replace only 1, a part of it is transplant.mode=interpolate",
+        ),
+        "transplant.control": (
+            given.control is not Control.zero or (not given.match_norm and given.mode is not Mode.add),
+            "zero only with transplant.mode=replace or interpolate and without match_norm: else nothing would change",
+        ),
+        "transplant.mean_over": (
+            len(others) == 1 + len(given.mean_over)
+            and (not languages or all(each in languages for each in given.mean_over))
+            and not (given.mean_over and given.control is Control.self),
+            "different languages of the task, the pair's source not among them; none with transplant.control=self"
+            + (f". It has: {', '.join(sorted(languages))}" if languages else ""),
+        ),
+    }
 
 
 def _wrong_values(config: JobConfig, checks: Mapping[str, tuple[bool, str]], unclear: Collection[str]) -> list[str]:
@@ -378,12 +420,12 @@ def _layer_faults(layers: Any, num_layers: int | None) -> list[str]:
     if layers is None:
         return []
     pairs = [layers]
-    if isinstance(layers, list) and len(layers) == 2:
+    if isinstance(layers, list) and len(layers) == 2 and not any(isinstance(layer, list) for layer in layers):
         pairs = [[layer, layer] for layer in layers]  # one fault must not hide the other
     faults = []
     for pair in pairs:
         try:
-            LayerPair.parse(pair, num_layers or 10**9)
+            LayerPair.parse_several(pair, num_layers or 10**9)
         except XTransplantError as error:
             faults.append(str(error))
     return list(dict.fromkeys(faults))

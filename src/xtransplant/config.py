@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from xtransplant.types import Component, LayerPair, Site
+from xtransplant.types import Component, Control, Intervention, LayerPair, Mode, Scope, Site
 
 
 class Dtype(Enum):
@@ -39,13 +39,9 @@ class EmptyPrompt(Enum):
     vanilla = "vanilla"
 
 
-class Control(Enum):
-    """What stands in for the parallel prompt's vector, to see what a transplant of anything would do."""
-
-    none = "none"
-    random_document = "random_document"  # another document's source prompt
-    noise = "noise"  # random vectors of the same length
-    self = "self"  # the target prompt itself: equal layers change nothing
+class PromptLanguages(Enum):
+    target = "target"
+    both = "both"  # the source prompt, an empty line, the target prompt
 
 
 @dataclass
@@ -121,32 +117,63 @@ class LanguagePairConfig:
     target: str = field(default=MISSING, metadata={"help": "language of the prompt that is answered"})
 
 
-_SITE = {"help": "the module's own output, or what a norm after it adds to the residual stream"}
-_CONTROL = {"help": "instead of the parallel prompt's vector: another document's, noise, …"}
-
-
 @dataclass
-class TransplantConfig:
-    component: Component = field(default=Component.ffn, metadata={"help": "module whose output is transplanted"})
-    site: Site = field(default=Site.module, metadata=_SITE)
-    layers: Any = field(
-        default=None,
-        metadata={
-            "help": "layer read and layer written: an index, from the end if negative, first or last; null: vanilla",
-            "type": "[source, target] or null",
-        },
-    )
-    control: Control = field(default=Control.none, metadata=_CONTROL)
+class InterventionConfig:
+    """What is read, and how it is written; the defaults are the paper's."""
 
-
-@dataclass
-class GridTransplantConfig:
     component: Any = field(
         default=Component.ffn.value,
         metadata={"help": "module whose output is transplanted, or several", "type": "ffn, attn or [ffn,attn]"},
     )
-    site: Site = field(default=Site.module, metadata=_SITE)
-    control: Control = field(default=Control.none, metadata=_CONTROL)
+    site: Site = field(
+        default=Site.module,
+        metadata={"help": "the module's own output, or what a norm after it adds to the residual stream"},
+    )
+    control: Control = field(
+        default=Control.none,
+        metadata={"help": "instead of the parallel prompt's vector: another document's, noise, …; zero deactivates"},
+    )
+    mean_over: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "further source languages: the vector is the mean over them and the pair's",
+            "type": "[de,…]",
+        },
+    )
+    mode: Mode = field(
+        default=Mode.replace,
+        metadata={"help": "what the vector v makes of the module's output o: v, o + strength v, or between the two"},
+    )
+    strength: float = field(default=1.0, metadata={"help": "of mode=add and mode=interpolate; 1 is all of v"})
+    match_norm: bool = field(default=False, metadata={"help": "scale v to the length of o first"})
+    positions: Any = field(
+        default=1,
+        metadata={
+            "help": "last prompt tokens that are read and written; all needs prompts of equal length",
+            "type": "a whole number or all",
+        },
+    )
+    scope: Scope = field(
+        default=Scope.first_token,
+        metadata={"help": "write in the prompt's forward pass only, or at every later token too"},
+    )
+
+    @property
+    def intervention(self) -> Intervention:
+        return Intervention(self.site, self.mode, self.strength, self.match_norm, self.positions, self.scope)
+
+
+@dataclass
+class TransplantConfig(InterventionConfig):
+    component: Component = field(default=Component.ffn, metadata={"help": "module whose output is transplanted"})
+    layers: Any = field(
+        default=None,
+        metadata={
+            "help": "layer read and layer written: an index, from the end if negative, first or last; several pairs; "
+            "null: vanilla",
+            "type": "[source, target], [[source, target], …] or null",
+        },
+    )
 
 
 @dataclass
@@ -188,6 +215,10 @@ class EvaluateConfig:
     split: Split = field(default=Split.all, metadata=_SPLIT)
     limit: int | None = field(default=None, metadata=_LIMIT)
     seed: int = field(default=1234, metadata={"help": "of the few-shot draw, sampling and bootstrap"})
+    prompt: PromptLanguages = field(
+        default=PromptLanguages.target,
+        metadata={"help": "what is asked: the target prompt, or the prompt in both languages, one after the other"},
+    )
     batch_size: int = field(default=8, metadata={"help": "prompts per forward pass; results do not depend on it"})
     output_dir: str = field(default="outputs", metadata=_OUTPUT_DIR)
     overwrite: bool = field(default=False, metadata=_OVERWRITE)
@@ -200,7 +231,7 @@ class GridConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     language_pair: LanguagePairConfig = field(default_factory=LanguagePairConfig)
-    transplant: GridTransplantConfig = field(default_factory=GridTransplantConfig)
+    transplant: InterventionConfig = field(default_factory=InterventionConfig)
     grid: SweepConfig = field(default_factory=SweepConfig)
     split: Split = field(default=Split.sample, metadata=_SPLIT)
     limit: int | None = field(default=None, metadata=_LIMIT)
@@ -306,8 +337,8 @@ def to_dict(config: JobConfig, num_layers: int | None = None) -> dict[str, Any]:
         return plain
     layers = plain.get("transplant", {}).get("layers")
     if layers is not None:
-        pair = LayerPair.parse(layers, num_layers)
-        plain["transplant"]["layers"] = [pair.source, pair.target]
+        several = [[pair.source, pair.target] for pair in LayerPair.parse_several(layers, num_layers)]
+        plain["transplant"]["layers"] = several if len(several) > 1 else several[0]
     pairs = plain.get("grid", {}).get("pairs") if isinstance(config, GridConfig) else None
     if isinstance(pairs, list):
         plain["grid"]["pairs"] = [[pair.source, pair.target] for pair in LayerPair.parse_set(pairs, num_layers)]
@@ -336,12 +367,28 @@ def run_name(config: TaskJob, num_layers: int | None = None, strategy: str | Non
     elif config.transplant.layers is None:
         parts.append("vanilla")
     else:
-        branch = "_branch" if transplant.site is Site.branch else ""
         layers = to_dict(config, num_layers)["transplant"]["layers"]
-        parts += [f"{config.transplant.component.value}{branch}", *map(str, layers)]
-    if transplant.control is not Control.none and parts[-1] != "vanilla":
-        parts.append(transplant.control.value)
+        pairs = layers if isinstance(layers[0], list) else [layers]
+        several = "_".join("_".join(map(str, pair)) for pair in pairs)
+        parts += [config.transplant.component.value, *(map(str, layers) if len(pairs) == 1 else [several])]
+    if parts[-1] != "vanilla":
+        parts += departures(transplant)
+    if isinstance(config, EvaluateConfig) and config.prompt is PromptLanguages.both:
+        parts.append("both")
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part) for part in parts)[:80]
+
+
+def departures(transplant: InterventionConfig) -> list[str]:
+    """How a transplant departs from the paper's, a word each; for the names of runs and conditions."""
+    how = transplant.intervention
+    words = [how.site.value] if how.site is not Site.module else []
+    if how.mode is not Mode.replace:
+        words.append(f"{how.mode.value}{how.strength:g}")
+    words += ["norm"] if how.match_norm else []
+    words += [f"last{how.positions}" if how.positions != "all" else "all"] if how.positions != 1 else []
+    words += [how.scope.value] if how.scope is not Scope.first_token else []
+    words += [f"mean_{'_'.join(transplant.mean_over)}"] if transplant.mean_over else []
+    return words + ([transplant.control.value] if transplant.control is not Control.none else [])
 
 
 def identity(
@@ -356,6 +403,7 @@ def identity(
     if isinstance(config, GridConfig):
         plain["transplant"]["component"] = sorted(listed(config.transplant.component))
     elif selection is not None:
+        # The rest is the selection's.
         plain["transplant"] = {"control": config.transplant.control.value}
     elif config.transplant.layers is None:
         plain["transplant"] = None  # which component is not transplanted does not matter

@@ -3,10 +3,11 @@
 `capture` reads what a component of every layer outputs there; `prefill` runs prompts with such vectors written in
 place of a layer's own output; `score` and `generate` continue from the resulting KV cache without any hook: the
 transplant happened once, in the prefill, and lives on in the cache. This is the paper's procedure (METHOD, section 2).
+What departs from it (more positions, other arithmetic, later steps) is asked for by an `Intervention`.
 
 Padding, positions, hooks and the cache are this module's own; nobody else indexes tokens or names a module.
 
-Shapes: B prompts, T tokens (left-padded), N layers, H hidden size, V vocabulary.
+Shapes: B prompts, T tokens (left-padded), P positions at a prompt's end, N layers, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from xtransplant.types import Component, Site, XTransplantError
+from xtransplant.types import PAPER, Component, Intervention, Mode, Scope, Site, XTransplantError
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,20 @@ class Score(NamedTuple):
 
 @dataclass
 class Writes:
-    """What `prefill` puts in place of a component's output at each prompt's last token."""
+    """What `prefill` makes of a component's output at the end of each prompt: one target layer a prompt."""
 
     component: Component
     layers: Sequence[int]  # target layer of each prompt
-    vectors: Tensor  # [B, H]
-    site: Site = Site.module
+    vectors: Tensor  # [B, H] for the last token, [B, P, H] for the last P
+    how: Intervention = PAPER
+
+    @property
+    def positions(self) -> int:
+        return 1 if self.vectors.dim() == 2 else self.vectors.shape[1]
+
+    def of(self, rows: Sequence[int]) -> Writes:
+        """Those of some of the prompts, which may occur more than once."""
+        return Writes(self.component, [self.layers[row] for row in rows], self.vectors[list(rows)], self.how)
 
 
 @dataclass
@@ -89,6 +98,23 @@ class Prefix:
     mask: Tensor  # [B, T], 1 at prompt tokens
     logits: Tensor  # [B, V] float32, of the token after the prompt
     written: int  # transplants that were really made
+    later: Sequence[Writes] = ()  # those that later steps get too
+
+
+def changed(own: Tensor, vectors: Tensor, how: Intervention) -> Tensor:
+    """What is written where a module's own output is `own` [..., H] and the source vectors are `vectors`, likewise."""
+    if how.mode is Mode.replace and not how.match_norm:
+        return vectors.to(own)
+    precise = torch.promote_types(own.dtype, torch.float32)
+    old, new = own.to(precise), vectors.to(own.device, precise)
+    if how.match_norm:
+        length = new.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(precise).tiny)
+        new = new * (old.norm(dim=-1, keepdim=True) / length)
+    if how.mode is Mode.add:
+        new = old + how.strength * new
+    elif how.mode is Mode.interpolate:
+        new = (1 - how.strength) * old + how.strength * new
+    return new.to(own.dtype)
 
 
 class Decoder:
@@ -204,16 +230,22 @@ def capture(
     components: Sequence[Component],
     site: Site = Site.module,
     layers: Sequence[int] | None = None,
+    positions: int | None = None,
 ) -> dict[Component, Tensor]:
-    """Each prompt's last-token output of the components, in one forward pass without the output head.
+    """The components' output at each prompt's end, in one forward pass without the output head.
+
+    Args:
+        positions: the last so many tokens; None is the last one, without an axis for it.
 
     Returns:
-        for each component a tensor [len(layers), B, H] (all layers by default), copied: what the model does to its
-        own tensors later, in place or not, does not reach it.
+        for each component a tensor [len(layers), B, H], or [len(layers), B, P, H] (all layers by default), copied:
+        what the model does to its own tensors later, in place or not, does not reach it.
 
     Raises:
-        XTransplantError: a module was not called exactly once.
+        XTransplantError: a module was not called exactly once, or a prompt is too short.
     """
+    _refuse_short(prompts, positions or 1)
+    end: Any = -1 if positions is None else slice(-positions, None)
     wanted = range(decoder.num_layers) if layers is None else layers
     found: dict[tuple[Component, int], list[Tensor]] = {(c, n): [] for c in components for n in wanted}
     inputs: dict[int, Tensor] = {}
@@ -222,13 +254,13 @@ def capture(
     def read_input(layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
-            inputs[layer] = hidden[:, -1].clone()
+            inputs[layer] = hidden[:, end].clone()
 
         return hook
 
     def read(component: Component, layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            last = first_tensor(output).reshape(*shape, -1)[:, -1].clone()
+            last = first_tensor(output).reshape(*shape, -1)[:, end].clone()
             if component is Component.attn_as_released:
                 last += inputs[layer].to(last.device)
             found[component, layer].append(last)
@@ -251,60 +283,84 @@ def capture(
 
 
 @torch.inference_mode()
-def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], writes: Writes | None = None) -> Prefix:
-    """Run the prompts; in row *b*, write `writes.vectors[b]` at the last token of layer `writes.layers[b]`.
+def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], *writes: Writes) -> Prefix:
+    """Run the prompts; in row *b*, write each `writes`' `vectors[b]` at the last token of its `layers[b]`.
 
     `attn_as_released` is written where `attn` is: the target's own residual is added on top, as the authors' code does.
 
     Raises:
-        XTransplantError: not every transplant was made exactly once.
+        XTransplantError: not every transplant was made exactly once, or a prompt is too short.
     """
     cache = DynamicCache()
     width = max(map(len, prompts))
     last = torch.arange(len(prompts)), torch.full((len(prompts),), width - 1)
+    for each in writes:
+        _refuse_short(prompts, each.positions)
     with _written(decoder, writes, (len(prompts), width)) as count:
         logits, mask = decoder.forward(prompts, cache, keep=last)
     assert logits is not None
-    return Prefix(cache, mask, logits, count())
+    return Prefix(cache, mask, logits, count(), _later(writes))
 
 
 @torch.inference_mode()
 def branches(decoder: Decoder, prompt: Sequence[int], writes: Writes) -> Prefix:
-    """One prompt with each of the writes, a row for each: as `prefill` of copies, but all before the last token is
-    run once, since no transplant reaches it.
+    """One prompt with each of the writes, a row for each: as `prefill` of copies, but all before the first token that
+    is written to is run once, since no transplant reaches it.
 
     Raises:
-        XTransplantError: not every transplant was made exactly once.
+        XTransplantError: as `prefill`.
     """
-    if len(prompt) == 1:
-        return prefill(decoder, [prompt] * len(writes.layers), writes)
+    count, end = len(writes.layers), writes.positions
+    if len(prompt) <= end:
+        return prefill(decoder, [prompt] * count, writes)
     beginning = DynamicCache()
-    _, mask = decoder.forward([prompt[:-1]], beginning)
-    rows = torch.zeros(len(writes.layers), dtype=torch.long, device=mask.device)
+    _, mask = decoder.forward([prompt[:-end]], beginning)
+    rows = torch.zeros(count, dtype=torch.long, device=mask.device)
     cache = _select(beginning, rows)
-    keep = torch.arange(len(rows)), rows
-    with _written(decoder, writes, (len(rows), 1)) as count:
-        logits, mask = decoder.forward([prompt[-1:]] * len(rows), cache, mask[rows], keep)
+    keep = torch.arange(count), torch.full((count,), end - 1)
+    with _written(decoder, [writes], (count, end)) as made:
+        logits, mask = decoder.forward([prompt[-end:]] * count, cache, mask[rows], keep)
     assert logits is not None
-    return Prefix(cache, mask, logits, count())
+    return Prefix(cache, mask, logits, made(), _later([writes]))
+
+
+def _later(writes: Sequence[Writes]) -> list[Writes]:
+    """What later steps are written with: the last position's vectors."""
+    return [
+        Writes(each.component, each.layers, each.vectors if each.vectors.dim() == 2 else each.vectors[:, -1], each.how)
+        for each in writes
+        if each.how.scope is Scope.every_step
+    ]
+
+
+def _refuse_short(prompts: Sequence[Sequence[int]], positions: int) -> None:
+    shortest = min(map(len, prompts))
+    if shortest < positions:
+        raise XTransplantError(
+            f"transplant.positions={positions}: a prompt has {shortest} tokens only. Give a smaller number."
+        )
 
 
 @contextmanager
-def _written(decoder: Decoder, writes: Writes | None, shape: tuple[int, int]) -> Iterator[Callable[[], int]]:
-    """While open, forwards on [B, T] tokens are written to at their last column; yields the count of writes made,
-    which is checked at the end."""
-    rows_at: dict[int, list[int]] = {}
-    for row, layer in enumerate(writes.layers if writes else ()):
-        rows_at.setdefault(layer, []).append(row)
+def _written(
+    decoder: Decoder, writes: Sequence[Writes], shape: tuple[int, int], everywhere: bool = False
+) -> Iterator[Callable[[], int]]:
+    """While open, forwards on [B, T] tokens are written to at their last columns, as many as there are vectors for, or
+    everywhere; yields the count of rows written to, which is checked at the end."""
     written = 0
 
-    def write(rows: list[int], vectors: Tensor) -> Callable[..., Any]:
+    def write(each: Writes, rows: list[int]) -> Callable[..., Any]:
+        vectors = each.vectors[rows]
+        if vectors.dim() == 2:
+            vectors = vectors[:, None]
+        start = 0 if everywhere else shape[1] - vectors.shape[1]
+
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             nonlocal written
             own = first_tensor(output)
             # Cloned: the module's output may alias a tensor that somebody else still reads.
             new = own.reshape(*shape, -1).clone()
-            new[rows, -1] = vectors.to(new)
+            new[rows, start:] = changed(new[rows, start:], vectors, each.how)
             written += len(rows)
             new = new.reshape(own.shape)
             return (new, *output[1:]) if isinstance(output, tuple) else new
@@ -312,13 +368,16 @@ def _written(decoder: Decoder, writes: Writes | None, shape: tuple[int, int]) ->
         return hook
 
     with ExitStack() as stack:
-        for layer, rows in rows_at.items():
-            assert writes is not None
-            module = decoder.module_at(layer, writes.component, writes.site)
-            stack.enter_context(module.register_forward_hook(write(rows, writes.vectors[rows])))
+        for each in writes:
+            rows_at: dict[int, list[int]] = {}
+            for row, layer in enumerate(each.layers):
+                rows_at.setdefault(layer, []).append(row)
+            for layer, rows in rows_at.items():
+                module = decoder.module_at(layer, each.component, each.how.site)
+                stack.enter_context(module.register_forward_hook(write(each, rows)))
         yield lambda: written
-    if written != (shape[0] if writes else 0):
-        raise XTransplantError(f"{written} transplants were made for {shape[0]} prompts.")
+    if written != shape[0] * len(writes):
+        raise XTransplantError(f"{written} transplants were made for {shape[0]} prompts, {len(writes)} each.")
 
 
 @torch.inference_mode()
@@ -355,14 +414,17 @@ def score(decoder: Decoder, prefix: Prefix, continuations: Sequence[Sequence[Seq
     tokens_at_once = max(1, _MAX_LOGITS // decoder.vocab_size)
     rows_at_once = max(16, 4 * len(continuations))  # each row has a copy of its prompt's cache
     for chunk in _chunks(unique, tokens_at_once, rows_at_once):
-        rows = torch.tensor([row for row, _ in chunk], device=prefix.mask.device)
+        numbers = [row for row, _ in chunk]
+        rows = torch.tensor(numbers, device=prefix.mask.device)
         keep = [(n, m) for n, (_, begun) in enumerate(chunk) for m in range(len(begun))]
-        logits, _ = decoder.forward(
-            [begun for _, begun in chunk],
-            _select(prefix.cache, rows),
-            prefix.mask[rows],
-            keep=(torch.tensor([n for n, _ in keep]), torch.tensor([m for _, m in keep])),
-        )
+        shape = len(chunk), max(len(begun) for _, begun in chunk)
+        with _written(decoder, [each.of(numbers) for each in prefix.later], shape, everywhere=True):
+            logits, _ = decoder.forward(
+                [begun for _, begun in chunk],
+                _select(prefix.cache, rows),
+                prefix.mask[rows],
+                keep=(torch.tensor([n for n, _ in keep]), torch.tensor([m for _, m in keep])),
+            )
         assert logits is not None
         look_up([(chunk[n][0], chunk[n][1][: m + 1]) for n, m in keep], logits)
     return [
@@ -409,9 +471,9 @@ def generate(
             cache, mask = _select(cache, rows), mask[rows]
             active = [active[n] for n in going]
         last = [[generated[row][-1]] for row in active]
-        kept, mask = decoder.forward(
-            last, cache, mask, keep=(torch.arange(len(active)), torch.zeros(len(active), dtype=torch.long))
-        )
+        keep = torch.arange(len(active)), torch.zeros(len(active), dtype=torch.long)
+        with _written(decoder, [each.of(active) for each in prefix.later], (len(active), 1)):
+            kept, mask = decoder.forward(last, cache, mask, keep)
         assert kept is not None
         logits = kept
     return generated
@@ -424,11 +486,19 @@ def read_and_write(
     component: Component,
     source_layer: int,
     target_layer: int,
-    site: Site = Site.module,
+    how: Intervention = PAPER,
 ) -> Prefix:
-    """One layer pair: capture the source prompts' vectors and prefill the target prompts with them."""
-    vectors = capture(decoder, source_prompts, [component], site, [source_layer])[component][0]
-    return prefill(decoder, target_prompts, Writes(component, [target_layer] * len(target_prompts), vectors, site))
+    """One layer pair: capture the source prompts' vectors and prefill the target prompts with them.
+
+    Raises:
+        XTransplantError: a prompt is too short for `how.positions`; "all" asks for prompts of one length.
+    """
+    lengths = {len(prompt) for prompt in (*source_prompts, *target_prompts)}
+    if how.positions == "all" and len(lengths) > 1:
+        raise XTransplantError(f"transplant.positions=all: prompts of {', '.join(map(str, sorted(lengths)))} tokens.")
+    positions = max(lengths) if how.positions == "all" else int(how.positions)
+    vectors = capture(decoder, source_prompts, [component], how.site, [source_layer], positions)[component][0]
+    return prefill(decoder, target_prompts, Writes(component, [target_layer] * len(target_prompts), vectors, how))
 
 
 # --- Checks of the engine on a model, used by every run (on its first documents) and by `xtransplant doctor` ---
@@ -443,7 +513,7 @@ def self_transplant_error(
     """
     if component is Component.attn_as_released:
         component = Component.attn
-    written = read_and_write(decoder, prompts, prompts, component, layer, layer, site)
+    written = read_and_write(decoder, prompts, prompts, component, layer, layer, Intervention(site))
     return _logprob_difference(written.logits, prefill(decoder, prompts).logits)
 
 

@@ -38,7 +38,7 @@ _ARRAYS = {
 }
 # Meta data that two grids must have in common to speak of the same cells; for their scores to be comparable; and to be
 # parts of one grid.
-SAME_CELLS = ("model_name", "num_layers", "site", "control")
+SAME_CELLS = ("model_name", "num_layers", "intervention", "control")
 SAME_SCORES = (*SAME_CELLS, "task_name", "metrics", "settings")
 _SAME_GRID = (*SAME_SCORES, "split", "higher_is_better")
 
@@ -48,8 +48,9 @@ class Grid:
     """The responses and scores of D documents in C cells, and without a transplant (vanilla).
 
     Attributes:
-        meta: JSON values: model_name, model (provenance), num_layers, task_name, tasks, language_pair, split, site,
-            control (null, random_document, noise, self), metrics (the first is the main one), higher_is_better
+        meta: JSON values: model_name, model (provenance), num_layers, task_name, tasks, language_pair, split,
+            intervention (how vectors were written: keys of `config.InterventionConfig`), control (null,
+            random_document, noise, self, zero), metrics (the first is the main one), higher_is_better
             {metric: bool}, trivial_baseline, config_hash, settings (of the prompts and the model's dtype), …
         cells: C distinct cells.
         documents: D names, "<task>/<key>", distinct, in the order of evaluation.
@@ -313,9 +314,9 @@ def unlike(first: Grid, second: Grid, keys: Sequence[str] = SAME_CELLS) -> str |
     pairs = {key: (first.meta.get(key), second.meta.get(key)) for key in keys}
     pairs["the model's files"] = (first.weights, second.weights)
     for key, (a, b) in pairs.items():
-        if isinstance(a, dict) and isinstance(b, dict) and key == "settings":
-            key = next((name for name in a if a[name] != b.get(name)), key)
-            a, b = a.get(key), b.get(key)
+        if isinstance(a, dict) and isinstance(b, dict) and key in ("settings", "intervention"):
+            differs = next((name for name in a if a[name] != b.get(name)), key)
+            key, a, b = differs, a.get(differs), b.get(differs)
         if a != b:
             return f"{key} differ" if isinstance(a, dict) else f"{key} is {a!r} in one and {b!r} in the other"
     return None

@@ -15,7 +15,6 @@ import yaml
 from xtransplant import models, record, tables
 from xtransplant.config import (
     AnalyzeConfig,
-    Control,
     GridConfig,
     SelectConfig,
     StrategiesConfig,
@@ -26,7 +25,7 @@ from xtransplant.config import (
     to_dict,
 )
 from xtransplant.grid import Grid, as_list, name_of, no_counterpart
-from xtransplant.types import Component, XTransplantError
+from xtransplant.types import Component, Control, XTransplantError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +74,7 @@ def grid(config: GridConfig) -> None:
         lambda: load_decoder(config.model),
         Sweep(
             tuple(Component(each) for each in listed(config.transplant.component)),
-            config.transplant.site,
+            config.transplant.intervention,
             config.grid.pairs,
             memory=int(config.grid.memory * 2**30),
         ),
@@ -94,7 +93,9 @@ def grid(config: GridConfig) -> None:
         "job": "grid",
         "config_hash": config_hash(config, lm.decoder.num_layers),
         "control": None if config.transplant.control is Control.none else config.transplant.control.value,
-        "site": config.transplant.site.value,
+        "intervention": {
+            name: value for name, value in to_dict(config)["transplant"].items() if name not in ("component", "control")
+        },
         "components": listed(config.transplant.component),
         "pairs": config.grid.pairs,
         "left_out": lm.left_out,
@@ -149,7 +150,7 @@ def _meta(config: GridConfig, lm: SweepLM, pairs: list[Pairing], facts: dict[str
     if all(value is not None for value in trivial):
         baseline = sum(value * count for value, count in zip(trivial, counts, strict=True)) / sum(counts)
     task = identity(config, lm.decoder.num_layers)["task"]
-    kept = ("job", "config_hash", "model_name", "model", "task_name", "split", "seed", "site", "control")
+    kept = ("job", "config_hash", "model_name", "model", "task_name", "split", "seed", "intervention", "control")
     return {
         **{name: facts[name] for name in (*kept, "components", "pairs", "left_out")},
         "num_layers": lm.decoder.num_layers,

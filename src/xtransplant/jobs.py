@@ -13,18 +13,19 @@ import yaml
 
 from xtransplant import grading, loading, models, pairing, record, selection, tables
 from xtransplant.config import (
-    Control,
     DoctorConfig,
     EvaluateConfig,
+    PromptLanguages,
     TaskJob,
     config_hash,
+    departures,
     identity,
     run_name,
     short_name,
     to_dict,
 )
 from xtransplant.selection import Selection
-from xtransplant.types import LayerPair, Site, XTransplantError
+from xtransplant.types import Control, LayerPair, Scope, XTransplantError
 
 if TYPE_CHECKING:
     from xtransplant.lm import TransplantLM
@@ -65,7 +66,7 @@ def evaluate(config: EvaluateConfig) -> None:
     manifest = facts_of_run(config, lm, pairs) | {
         "job": "evaluate",
         "config_hash": short_hash,
-        "condition": _condition(config, lm.layer_pair if chosen is None else None, strategy),
+        "condition": _condition(config, lm.layer_pairs if chosen is None else [], strategy),
         "transplant": _transplanted(config, lm, chosen),
         "timings": {
             "tasks_seconds": loaded - started,
@@ -125,9 +126,9 @@ def _documents(found: pairing.Pairing) -> dict[str, Any]:
 
 def load_pairs(config: TaskJob) -> list[pairing.Pairing]:
     """The documents of a run, both sides."""
-    pairs = pairing.load(
-        config.task, config.language_pair, config.split, config.limit, config.seed, config.transplant.control
-    )
+    effective = selection.effective(config) if isinstance(config, EvaluateConfig) else config
+    sources = pairing.Sources.of(effective)
+    pairs = pairing.load(config.task, config.language_pair, config.split, config.limit, sources)
     for found in pairs:
         log.info("%s: %d documents, sources from %s", found.name, len(found.rows), found.source.config.task)
     return pairs
@@ -172,18 +173,13 @@ def _transplanted(config: EvaluateConfig, lm: TransplantLM, chosen: Selection | 
     """What was read and written, for the manifest; None for the vanilla model."""
     if chosen is not None:
         return {"selection": chosen.as_dict(), "control": config.transplant.control.value}
-    pair = lm.layer_pair
-    if pair is None:
+    if not lm.layer_pairs:
         return None
     component, site = config.transplant.component, config.transplant.site
-    read, written = (lm.decoder.module_name(layer, component, site) for layer in (pair.source, pair.target))
     return {
-        "component": component.value,
-        "site": site.value,
-        "control": config.transplant.control.value,
-        "layers": [pair.source, pair.target],
-        "read": read,
-        "written": written,
+        **to_dict(config, lm.decoder.num_layers)["transplant"],
+        "read": [lm.decoder.module_name(pair.source, component, site) for pair in lm.layer_pairs],
+        "written": [lm.decoder.module_name(pair.target, component, site) for pair in lm.layer_pairs],
     }
 
 
@@ -202,28 +198,35 @@ def doctor(config: DoctorConfig) -> None:
     from xtransplant.lm import load_decoder
 
     decoder = load_decoder(config.model)
-    component, site = config.transplant.component, config.transplant.site
+    component, how = config.transplant.component, config.transplant.intervention
     layers = config.transplant.layers if config.transplant.layers is not None else ["last", "first"]
-    pair = LayerPair.parse(layers, decoder.num_layers)
+    pairs = LayerPair.parse_several(layers, decoder.num_layers)
     source = decoder.tokenizer.encode(config.source_prompt)
     target = decoder.tokenizer.encode(config.target_prompt)
 
-    def last(tokens: list[int]) -> str:
-        return f"position {len(tokens) - 1} (the last), token {decoder.tokenizer.decode(tokens[-1:])!r}"
+    def where(tokens: list[int]) -> str:
+        token = f"token {decoder.tokenizer.decode(tokens[-1:])!r}"
+        if how.positions == 1:
+            return f"position {len(tokens) - 1} (the last), {token}"
+        first = 0 if how.positions == "all" else len(tokens) - int(how.positions)
+        return f"positions {first} to {len(tokens) - 1}, the last {token}"
 
     name = f"{type(decoder.model).__name__}, {decoder.num_layers} layers, hidden size {decoder.hidden_size}"
     print(f"{short_name(config.model)}: {name}\n")
-    read, written = (decoder.module_name(layer, component, site) for layer in (pair.source, pair.target))
-    print(f"read     {read}: output [1, {len(source)}, {decoder.hidden_size}]")
-    print(f"         at {last(source)}, in the source prompt's only forward pass")
-    print(f"written  {written}: output [1, {len(target)}, {decoder.hidden_size}]")
-    print(f"         at {last(target)}, in step 0 (the prefill) only\n")
+    steps = "in step 0 (the prefill) only" if how.scope is Scope.first_token else "in step 0 and at every later token"
+    for pair in pairs:
+        read, written = (decoder.module_name(layer, component, how.site) for layer in (pair.source, pair.target))
+        print(f"read     {read}: output [1, {len(source)}, {decoder.hidden_size}]")
+        print(f"         at {where(source)}, in the source prompt's only forward pass")
+        print(f"written  {written}: output [1, {len(target)}, {decoder.hidden_size}]")
+        print(f"         at {where(target)}, {steps}\n")
+    pair = pairs[0]
     tolerance = 1e-3 if decoder.model.dtype.itemsize >= 4 else 1.0
-    prefix = engine.read_and_write(decoder, [source], [target], component, pair.source, pair.target, site)
+    prefix = engine.read_and_write(decoder, [source], [target], component, pair.source, pair.target, how)
     checks = {
         "transplants missing or too many, of 1": (float(abs(prefix.written - 1)), 0.0),
         "self-transplant changes a log-probability by": (
-            engine.self_transplant_error(decoder, [source, target], component, pair.target, site),
+            engine.self_transplant_error(decoder, [source, target], component, pair.target, how.site),
             tolerance,
         ),
         "padding changes a log-probability by": (engine.padding_error(decoder, [source, target]), tolerance),
@@ -283,11 +286,11 @@ def harness(lm: TransplantLM, pairs: list[pairing.Pairing], config: TaskJob) -> 
     for found in pairs:
         prompts: dict[str, list[str]] = {}
         for request in found.target.instances:
-            prompts.setdefault(request.source_key, []).append(request.source_prompt)
+            prompts.setdefault(request.source_key, []).extend(request.source_prompts)
         for row in results["samples"][found.name]:
             row["key"] = found.key_of(row["doc"])
             row["source_task"] = found.source.config.task
-            # One for all choices, as a rule; one for each where the contexts differ.
+            # One for all choices and a source language, as a rule; one for each where the contexts differ.
             row["source_prompts"] = list(dict.fromkeys(prompts[row["key"]]))
         # Where the files lie on this machine says nothing of the result.
         metadata = results["configs"][found.name].get("metadata") or {}
@@ -299,15 +302,17 @@ def harness(lm: TransplantLM, pairs: list[pairing.Pairing], config: TaskJob) -> 
     return plain | {"configs": json.loads(re.sub(r" at 0x[0-9a-f]+", "", configs))}
 
 
-def _condition(config: EvaluateConfig, pair: LayerPair | None, strategy: str | None) -> str:
+def _condition(config: EvaluateConfig, pairs: list[LayerPair], strategy: str | None) -> str:
     """What was done to the model, in a few words: the column in a table."""
-    control = "" if config.transplant.control is Control.none else f" ({config.transplant.control.value})"
+    both = " (both prompts)" if config.prompt is PromptLanguages.both else ""
     if strategy is not None:
-        return strategy + control
-    if pair is None:
-        return "vanilla"
-    branch = "/branch" if config.transplant.site is Site.branch else ""
-    return f"{config.transplant.component.value}{branch} {pair.source}>{pair.target}{control}"
+        control = "" if config.transplant.control is Control.none else f" ({config.transplant.control.value})"
+        return strategy + control + both
+    if not pairs:
+        return f"vanilla{both}"
+    layers = ", ".join(f"{pair.source}>{pair.target}" for pair in pairs)
+    how = departures(config.transplant)
+    return f"{config.transplant.component.value} {layers}" + (f" ({', '.join(how)})" if how else "") + both
 
 
 def facts_of_run(config: TaskJob, lm: TransplantLM, pairs: list[pairing.Pairing]) -> dict[str, Any]:

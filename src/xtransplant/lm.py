@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,19 +31,19 @@ from lm_eval.models.utils import (
 from tqdm import tqdm
 
 from xtransplant import selection
-from xtransplant.config import Control, EvaluateConfig, ModelConfig, TaskJob
+from xtransplant.config import EvaluateConfig, ModelConfig, TaskJob
 from xtransplant.selection import Selection
-from xtransplant.types import Component, LayerPair, Site, XTransplantError
+from xtransplant.types import PAPER, Component, Intervention, LayerPair, XTransplantError
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from torch import Tensor
 
-    from xtransplant.captures import Captures
+    from xtransplant.captures import Captures, Source
     from xtransplant.engine import Decoder, Prefix
 
-# A target prompt and its source prompt, as token ids; no source prompt where no transplant is made. A third part tells
-# draws of the same prompt apart.
+# A target prompt as token ids, and its source: the same in other languages, or None where no transplant is made. A
+# third part tells draws of the same prompt apart.
 Key = tuple[Any, ...]
 
 log = logging.getLogger(__name__)
@@ -68,18 +69,18 @@ def captures_of(config: TaskJob) -> Captures:
     from xtransplant import loading
     from xtransplant.captures import Captures
 
-    noise_seed = config.seed if config.transplant.control is Control.noise else None
     folder = Path(config.output_dir, "captures")
-    return Captures(load_decoder(config.model), folder, loading.load(config.model).provenance, noise_seed)
+    provenance = loading.load(config.model).provenance
+    return Captures(load_decoder(config.model), folder, provenance, config.transplant.control, config.seed)
 
 
 @dataclass(frozen=True)
 class Transplant:
-    """What is read and written: a component and site, and a layer pair, as configured (resolved with the model)."""
+    """What is read and written, as configured: the layers are resolved with the model."""
 
     component: Component
-    site: Site
-    layers: Any
+    layers: Any  # one pair or several, as `LayerPair.parse_several` reads them
+    how: Intervention = PAPER
 
 
 @dataclass
@@ -160,11 +161,12 @@ class TransplantLM(TemplateLM):
 
         return Captures(self.decoder, None, {}) if self._open_captures is None else self._open_captures()
 
-    @property
-    def layer_pair(self) -> LayerPair | None:
+    @cached_property
+    def layer_pairs(self) -> list[LayerPair]:
+        """None without a transplant."""
         if self.transplant is None:
-            return None
-        return LayerPair.parse(self.transplant.layers, self.decoder.num_layers)
+            return []
+        return LayerPair.parse_several(self.transplant.layers, self.decoder.num_layers)
 
     # --- the harness's contract ---
 
@@ -173,11 +175,11 @@ class TransplantLM(TemplateLM):
         """The model and transplant of an evaluate config; the model is loaded at the first request."""
         selected = selection.of_run(config)
         if selected is not None:
-            return _selected(config, selected)
+            return _selected(selection.effective(config), selected)
         chosen = config.transplant
         return cls(
             lambda: load_decoder(config.model),
-            None if chosen.layers is None else Transplant(chosen.component, chosen.site, chosen.layers),
+            None if chosen.layers is None else Transplant(chosen.component, chosen.layers, chosen.intervention),
             batch_size=config.batch_size,
             seed=config.seed,
             promptless=config.task.empty_prompt.value,
@@ -208,12 +210,13 @@ class TransplantLM(TemplateLM):
             given.setdefault("model.device", more["device"])
         config = compose("evaluate", [f"{key}={_as_override(value)}" for key, value in given.items()])
         assert isinstance(config, EvaluateConfig)
+        sources = pairing.Sources.of(selection.effective(config))
         load = TaskManager.load
 
         def load_paired(manager: TaskManager, *args: Any, **kwargs: Any) -> Any:
             loaded = load(manager, *args, **kwargs)
             for task in loaded["tasks"].values():
-                pairing.pair_for(task, config.task, config.language_pair, config.transplant.control, config.seed)
+                pairing.pair_for(task, config.task, config.language_pair, sources)
             return loaded
 
         # The harness makes the model first and its tasks after, with a manager that it does not hand over.
@@ -388,8 +391,8 @@ class TransplantLM(TemplateLM):
         empty = [request for request in requests if not _has_prompts(request)]
         self.counts.documents += len({(request.task_name, request.doc_id) for request in requests})
         self.counts.promptless += len(empty)
-        if self.transplant is not None and any(not hasattr(request, "source_prompt") for request in requests):
-            names = sorted({str(request.task_name) for request in requests if not hasattr(request, "source_prompt")})
+        if self.transplant is not None and any(not hasattr(request, "source_prompts") for request in requests):
+            names = sorted({str(request.task_name) for request in requests if not hasattr(request, "source_prompts")})
             raise XTransplantError(
                 f"No source prompts for {', '.join(names)}: not a target task of the configured family and language "
                 "pair. Give task= and language_pair= that name it."
@@ -403,21 +406,22 @@ class TransplantLM(TemplateLM):
                 "task.empty_prompt=vanilla to score such requests without a transplant."
             )
 
-    def _source_tokens(self, request: Instance, trim: Callable[[str], str], room: int) -> tuple[int, ...] | None:
-        """Token ids of the source prompt; None where no transplant is made."""
+    def _source_tokens(self, request: Instance, trim: Callable[[str], str], room: int) -> Source | None:
+        """Token ids of the source prompts; None where no transplant is made."""
         if self.transplant is None or not _has_prompts(request):
             return None
-        prompt: str = request.source_prompt
-        return tuple(self.tok_encode(trim(prompt))[-(self.max_length - room) :])
+        prompts: list[str] = request.source_prompts
+        return tuple(tuple(self.tok_encode(trim(prompt))[-(self.max_length - room) :]) for prompt in prompts)
 
     def _prefilled(self, keys: list[Any], total: int, size: Callable[[Any], int], disable_tqdm: bool) -> Any:
-        """Yield batches of (keys, their prefix); a key begins with a prompt and its source prompt (or None)."""
-        # Longest first: the first batch shows whether memory suffices. Transplanted and plain prompts apart.
+        """Yield batches of (keys, their prefix); a key begins with a prompt and its source (or None)."""
+        # Longest first: the first batch shows whether memory suffices.
         keys = sorted(keys, key=lambda key: (key[1] is None, -len(key[0]), key))
+        self._check_lengths(keys)
         self._check_engine([key[0] for key in keys])
         with tqdm(total=total, desc="Scoring requests", disable=disable_tqdm) as bar:
-            for plain in (False, True):
-                alike = [key for key in keys if (key[1] is None) is plain]
+            for _, together in groupby(keys, key=lambda key: (key[1] is None, self._positions(key))):
+                alike = list(together)
                 for start in range(0, len(alike), self.batch_size):
                     batch = alike[start : start + self.batch_size]
                     yield batch, self._prefill(batch)
@@ -430,14 +434,38 @@ class TransplantLM(TemplateLM):
         if keys[0][1] is None:
             prefix = prefill(self.decoder, prompts)
         else:
-            pair = self.layer_pair
-            assert self.transplant is not None and pair is not None
-            component, site = self.transplant.component, self.transplant.site
-            vectors = self.captures.vectors([key[1] for key in keys], [component], site, [pair.source])[component][0]
-            prefix = prefill(self.decoder, prompts, Writes(component, [pair.target] * len(keys), vectors, site))
+            assert self.transplant is not None
+            component, how, pairs = self.transplant.component, self.transplant.how, self.layer_pairs
+            sources, layers = [key[1] for key in keys], [pair.source for pair in pairs]
+            vectors = self.captures.vectors(sources, [component], how.site, layers, self._positions(keys[0]))[component]
+            writes = [
+                Writes(component, [pair.target] * len(keys), read, how)
+                for pair, read in zip(pairs, vectors, strict=True)
+            ]
+            prefix = prefill(self.decoder, prompts, *writes)
         self.counts.prompts += len(keys)
         self.counts.transplants += prefix.written
         return prefix
+
+    def _positions(self, key: Key) -> int | None:
+        """How many last tokens of a prompt are read and written; None: the last, as the paper has it."""
+        positions = 1 if self.transplant is None else self.transplant.how.positions
+        if positions == "all":
+            return len(key[0])
+        return None if positions == 1 else int(positions)
+
+    def _check_lengths(self, keys: Sequence[Key]) -> None:
+        if self.transplant is None or self.transplant.how.positions == 1:
+            return
+        positions = self.transplant.how.positions
+        lengths = [(len(key[0]), len(source)) for key in keys if key[1] is not None for source in key[1]]
+        bad = [each for each in lengths if (each[0] != each[1] if positions == "all" else min(each) < int(positions))]
+        if bad:
+            raise XTransplantError(
+                f"transplant.positions={positions}: {len(bad)} of {len(lengths)} prompts are too short for it, or not "
+                f"as long as their source, e.g. {bad[0][0]} tokens and {bad[0][1]}. Give a smaller number; all is for "
+                "prompts of equal length."
+            )
 
     def _check_engine(self, prompts: Sequence[Sequence[int]]) -> None:
         """Does the engine do on this model, on these prompts, what it claims? Once a run."""
@@ -448,10 +476,9 @@ class TransplantLM(TemplateLM):
         # The longest and the shortest: the padding between them is the widest there is.
         some = [*prompts[: _CHECKED_PROMPTS // 2], *prompts[-_CHECKED_PROMPTS // 2 :]][: len(prompts)]
         checks = {"padding_invariance": padding_error(self.decoder, some)}
-        pair = self.layer_pair
-        if self.transplant is not None and pair is not None:
+        if self.transplant is not None:
             checks["self_transplant"] = self_transplant_error(
-                self.decoder, some, self.transplant.component, pair.target, self.transplant.site
+                self.decoder, some, self.transplant.component, self.layer_pairs[0].target, self.transplant.how.site
             )
         self.counts.checks = checks
         self._refuse_failed_checks()
@@ -531,14 +558,14 @@ class TransplantLM(TemplateLM):
 def _selected(config: EvaluateConfig, chosen: Selection) -> TransplantLM:
     """What a selection asks for: vanilla, one layer pair, or a rule over several."""
     promptless = config.task.empty_prompt.value
-    site = Site(chosen.grids[0]["site"])
+    how = config.transplant.intervention
     if len(chosen.cells) > 1:
         from xtransplant.sweep_lm import Sweep, SweepLM
 
         components = tuple(dict.fromkeys(cell.component for cell in chosen.cells))
         return SweepLM(
             lambda: load_decoder(config.model),
-            Sweep(components, site, cells=tuple(chosen.cells)),
+            Sweep(components, how, cells=tuple(chosen.cells)),
             selection=chosen,
             seed=config.seed,
             promptless=promptless,
@@ -547,7 +574,7 @@ def _selected(config: EvaluateConfig, chosen: Selection) -> TransplantLM:
     only = chosen.cells[0] if chosen.cells else None
     return TransplantLM(
         lambda: load_decoder(config.model),
-        None if only is None else Transplant(only.component, site, [only.source, only.target]),
+        None if only is None else Transplant(only.component, [only.source, only.target], how),
         batch_size=config.batch_size,
         seed=config.seed,
         promptless=promptless,
@@ -556,8 +583,7 @@ def _selected(config: EvaluateConfig, chosen: Selection) -> TransplantLM:
 
 
 def _has_prompts(request: Instance) -> bool:
-    source = getattr(request, "source_prompt", None)
-    return bool(request.args[0].strip()) and (source is None or bool(source.strip()))
+    return all(prompt.strip() for prompt in (request.args[0], *getattr(request, "source_prompts", [])))
 
 
 def _as_override(value: Any) -> str:

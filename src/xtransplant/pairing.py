@@ -2,11 +2,12 @@
 
 The harness builds both prompts: a target task is wrapped so that, whenever it builds the requests of a document, the
 source task builds those of the parallel document with the same settings and the same few-shot examples, and each
-request carries the other's prompt as `request.source_prompt`.
+request carries the other's prompt as `request.source_prompts`: one, or one for each of several source languages.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -22,8 +23,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtransplant.config import Control, LanguagePairConfig, Split, TaskConfig, Unmatched
-from xtransplant.types import XTransplantError
+from xtransplant.config import (
+    EvaluateConfig,
+    LanguagePairConfig,
+    PromptLanguages,
+    Split,
+    TaskConfig,
+    TaskJob,
+    Unmatched,
+)
+from xtransplant.types import Control, XTransplantError
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -41,6 +50,34 @@ class AlignmentError(XTransplantError):
     """The two sides are not parallel."""
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What the source prompts are, beside those of the pair's source language.
+
+    Attributes:
+        control: `random_document` and `self` put other prompts in their place.
+        mean_over: further source languages.
+        before: the source prompt is also put before the target prompt, in what the model is asked.
+        seed: of the random documents, and of the few-shot draw.
+    """
+
+    control: Control = Control.none
+    mean_over: tuple[str, ...] = ()
+    before: bool = False
+    seed: int = 0
+
+    @classmethod
+    def of(cls, config: TaskJob) -> Sources:
+        """What a job's config asks for; the vanilla model needs no further languages."""
+        vanilla = isinstance(config, EvaluateConfig) and config.transplant.layers is None and config.selection is None
+        return cls(
+            config.transplant.control,
+            () if vanilla else tuple(config.transplant.mean_over),
+            isinstance(config, EvaluateConfig) and config.prompt is PromptLanguages.both,
+            config.seed,
+        )
+
+
 @dataclass
 class Pairing:
     """A target task, its source task, and which source document belongs to each target document."""
@@ -54,6 +91,7 @@ class Pairing:
     rows: list[int] = field(default_factory=list)  # target rows that are evaluated, ascending
     gold_compared: int = 0
     gold_equal: int = 0
+    others: list[Pairing] = field(default_factory=list)  # the same target in further source languages
     # Found by content, since the harness renumbers documents: digest of a target document -> key, source document.
     _aligned: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
 
@@ -164,13 +202,9 @@ def load(
     pair: LanguagePairConfig,
     split: Split,
     limit: int | None,
-    seed: int,
-    control: Control = Control.none,
+    sources: Sources = Sources(),
 ) -> list[Pairing]:
     """Load both sides of every task of the family, align their documents, and choose those to evaluate.
-
-    Args:
-        control: `random_document` and `self` put other prompts in the place of the source prompts.
 
     Raises:
         AlignmentError: the two sides are not parallel; the message shows the first mismatches.
@@ -180,17 +214,37 @@ def load(
     pairings = []
     for target_name, source_name in task_names(task, pair):
         target = _load_task(task, known, target_name, pair.target)
-        source = _load_task(task, known, source_name, pair.source)
-        for side in (target, source):
-            # What the harness's `simple_evaluate` does, and `evaluate` leaves undone.
-            if task.num_fewshot is not None or side.config.num_fewshot is None:
-                side.set_config("num_fewshot", task.num_fewshot or 0)
-            side.set_fewshot_seed(seed)
+        _set_shots(target, task, sources.seed)
         _check_shots(target)
-        pairing = pair_tasks(target, source, task, control, seed)
+        read = _source_tasks(target_name, source_name, task, pair, sources)
+        for side in read:
+            _set_shots(side, task, sources.seed)
+        pairing = pair_tasks(target, read, task, sources)
         pairing.rows = _chosen_rows(pairing, task, split)[:limit]
         pairings.append(pairing)
     return pairings
+
+
+def _set_shots(side: ConfigurableTask, task: TaskConfig, seed: int) -> None:
+    """What the harness's `simple_evaluate` does, and `evaluate` leaves undone."""
+    if task.num_fewshot is not None or side.config.num_fewshot is None:
+        side.set_config("num_fewshot", task.num_fewshot or 0)
+    side.set_fewshot_seed(seed)
+
+
+def _source_tasks(
+    target_name: str, source_name: str, task: TaskConfig, pair: LanguagePairConfig, sources: Sources
+) -> list[ConfigurableTask]:
+    """The task of the pair's source language, then those of the further ones."""
+    known = find_tasks(tuple(task.include_path))
+    names = [source_name]
+    for language in sources.mean_over:
+        other = dataclasses.replace(pair, source=language)
+        names += [source for target, source in task_names(task, other) if target == target_name][:1]
+    return [
+        _load_task(task, known, name, language)
+        for name, language in zip(names, (pair.source, *sources.mean_over), strict=True)
+    ]
 
 
 def data_dir(task: TaskConfig) -> str | None:
@@ -199,7 +253,7 @@ def data_dir(task: TaskConfig) -> str | None:
 
 
 def pair_for(
-    target: ConfigurableTask, task: TaskConfig, pair: LanguagePairConfig, control: Control = Control.none, seed: int = 0
+    target: ConfigurableTask, task: TaskConfig, pair: LanguagePairConfig, sources: Sources = Sources()
 ) -> Pairing | None:
     """Pair a task that the harness has built itself; None if it is not one of the family's target tasks.
 
@@ -208,8 +262,7 @@ def pair_for(
     """
     for target_name, source_name in task_names(task, pair):
         if target_name == target.config.task:
-            source = _load_task(task, find_tasks(tuple(task.include_path)), source_name, pair.source)
-            return pair_tasks(target, source, task, control, seed)
+            return pair_tasks(target, _source_tasks(target_name, source_name, task, pair, sources), task, sources)
     return None
 
 
@@ -252,17 +305,20 @@ def _origin(manager: Any, name: str) -> str:
 
 
 def pair_tasks(
-    target: ConfigurableTask,
-    source: ConfigurableTask,
-    task: TaskConfig,
-    control: Control = Control.none,
-    seed: int = 0,
+    target: ConfigurableTask, read: Sequence[ConfigurableTask], task: TaskConfig, sources: Sources = Sources()
 ) -> Pairing:
-    """Align the documents of two built tasks, and make the target task build the source prompts too.
+    """Align the documents of built tasks, a target and its sources, and make the target build the source prompts too.
 
     Raises:
         AlignmentError: as `load`.
     """
+    first, *others = [_align(target, source, task, sources) for source in read]
+    first.others = others
+    _attach(first, task, sources)
+    return first
+
+
+def _align(target: ConfigurableTask, source: ConfigurableTask, task: TaskConfig, sources: Sources) -> Pairing:
     target_docs, source_docs = list(target.eval_docs), list(source.eval_docs)
     keys = _keys(target_docs, task.key, target)
     source_rows: list[int | None]
@@ -287,9 +343,8 @@ def pair_tasks(
                 f"{target.config.task}: documents {key} and {keys[row]} are equal, but have different counterparts in "
                 f"{source.config.task}. The harness hands over a document's content only: remove one of them."
             )
-    if control is Control.random_document:
-        _misplace(pairing, task, seed)
-    _attach(pairing, task, control)
+    if sources.control is Control.random_document:
+        _misplace(pairing, task, sources.seed)
     return pairing
 
 
@@ -433,9 +488,9 @@ def _split_of(key: str, doc: dict[str, Any], task: TaskConfig) -> Split:
     return Split(given)
 
 
-def _attach(pairing: Pairing, task: TaskConfig, control: Control) -> None:
-    """Make the target task build the source prompt beside each of its own."""
-    target, source = pairing.target, pairing.source
+def _attach(pairing: Pairing, task: TaskConfig, sources: Sources) -> None:
+    """Make the target task build the source prompts beside each of its own."""
+    target = pairing.target
     build_target, context_of_target = target.construct_requests, target.fewshot_context
     settings: dict[str, Any] = {}
 
@@ -444,23 +499,32 @@ def _attach(pairing: Pairing, task: TaskConfig, control: Control) -> None:
         settings.update(arguments)
         return context_of_target(doc, **arguments)
 
-    def construct_requests(doc: dict[str, Any], ctx: Any, **arguments: Any) -> Any:
-        requests = build_target(doc=doc, ctx=ctx, **arguments)
-        source_doc = pairing.source_doc(doc)
+    def prompts_of(side: Pairing, doc: dict[str, Any], count: int, arguments: dict[str, Any]) -> list[str]:
+        source, source_doc = side.source, side.source_doc(doc)
         context = source.fewshot_context(source_doc, **(settings | {"gen_prefix": source.doc_to_prefix(source_doc)}))
         parallel = source.construct_requests(doc=source_doc, ctx=context, **arguments)
         prompts = [other.args[0] for other in _listed(parallel)]
-        if control is Control.random_document and len(prompts) != len(_listed(requests)):
-            prompts = prompts[:1] * len(_listed(requests))  # another document may have more choices, or fewer
-        for request, prompt in zip(_listed(requests), prompts, strict=True):
-            request.source_prompt = request.args[0] if control is Control.self else prompt
+        if sources.control is Control.random_document and len(prompts) != count:
+            prompts = prompts[:1] * count  # another document may have more choices, or fewer
+        return prompts
+
+    def construct_requests(doc: dict[str, Any], ctx: Any, **arguments: Any) -> Any:
+        requests = build_target(doc=doc, ctx=ctx, **arguments)
+        listed = _listed(requests)
+        sides = [prompts_of(side, doc, len(listed), arguments) for side in (pairing, *pairing.others)]
+        for request, *prompts in zip(listed, *sides, strict=True):
+            asked, *rest = request.arguments
+            if sources.before:
+                request.arguments = (f"{prompts[0]}\n\n{asked}", *rest)
+            request.source_prompts = [request.args[0]] if sources.control is Control.self else prompts
             request.source_key = pairing.key_of(doc)
         return requests
 
     # The harness calls both as methods of the task, with these names.
     target.fewshot_context, target.construct_requests = fewshot_context, construct_requests
-    if hasattr(target, "sampler") and hasattr(source, "sampler"):
-        _share_shots(pairing, task)
+    for side in (pairing, *pairing.others):
+        if hasattr(target, "sampler") and hasattr(side.source, "sampler"):
+            _share_shots(side, task)
 
 
 def _share_shots(pairing: Pairing, task: TaskConfig) -> None:
@@ -520,7 +584,7 @@ def trivial_baseline(pairing: Pairing, task: TaskConfig) -> float | None:
 def prompts_digest(requests: Sequence[Instance]) -> dict[str, str]:
     """sha256 over all prompts of each side, in the order of the requests."""
     return {
-        "source": texts_digest(request.source_prompt for request in requests),
+        "source": texts_digest(prompt for request in requests for prompt in request.source_prompts),
         "target": texts_digest(request.args[0] for request in requests),
     }
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class Selection:
         candidates: how many cells were seen on all documents, and how many there are.
         documents: "<task>/<key>" of those selected on.
         questions: digests of what they ask (`Grid.questions`), the same under any task's name.
-        grids: what was selected on: folder, hashes, model, task family, language pair, site, control.
+        grids: what was selected on: folder, hashes, model, task family, language pair, intervention, control.
         score, vanilla: mean main metric on the documents selected on (a choice's own score is optimistic); None where
             a fixed cell was not among those seen.
     """
@@ -105,6 +106,19 @@ def of_run(config: EvaluateConfig) -> Selection | None:
         return None
     pair = config.language_pair
     return fitting(config.selection, short_name(config.model), config.task.name, pair.source, pair.target)
+
+
+def effective(config: EvaluateConfig) -> EvaluateConfig:
+    """A run's config where its selection, if it names one, says how vectors are written."""
+    chosen = of_run(config)
+    if chosen is None:
+        return config
+    own = config.transplant
+    given = {
+        name: type(getattr(own, name))(value) if isinstance(getattr(own, name), Enum) else value
+        for name, value in chosen.grids[0]["intervention"].items()
+    }
+    return replace(config, transplant=replace(own, **given))
 
 
 def fitting(path: str, model: str, task: str, source: str, target: str) -> Selection:

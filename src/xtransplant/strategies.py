@@ -351,7 +351,11 @@ def evaluate_selection(selection: Selection, grid: Grid) -> np.ndarray:
     for facts in selection.grids:
         for key, value in own.items():
             if facts.get(key) != value:
-                how = "differs" if isinstance(value, dict) else f"is {value!r}, not {facts.get(key)!r}"
+                given: Any = facts.get(key)
+                if key == "intervention" and value is not None and given is not None:
+                    key = next(name for name in value if value[name] != given.get(name))
+                    value, given = value[key], given.get(key)
+                how = "differs" if isinstance(value, dict) else f"is {value!r}, not {given!r}"
                 raise XTransplantError(f"{name_of(grid)}: {key} {how} as where {selection.strategy} was selected.")
     return _scores(selection, grid)
 

@@ -8,8 +8,8 @@ cell's vector written at the last prompt token. The output head is run on the ne
 While generating, a token's states at layers up to *j* do not see a transplant at *j*: cells whose texts agree so far
 are one row up to their target layers (one row a distinct text), and are apart above it.
 
-Architectures whose attention cannot be replaced (see `why_slow`) take the slower way: the same beginning, and a row
-for each cell through all layers (`engine.branches`).
+Where attention cannot be replaced, or more than the last prompt token is written to (see `why_slow`), the slower way is
+taken: the same beginning, and a row for each cell through all layers (`engine.branches`).
 
 Shapes: D documents, C cells, R rows = (1 + C)·D with the untouched row of each document first and the document
 fastest, n nodes of the choices' tree, N layers, H hidden size.
@@ -37,7 +37,7 @@ from xtransplant import engine, output_head
 from xtransplant.engine import Decoder, Writes
 from xtransplant.processor import fast_products
 from xtransplant.shared_prefix import Layout, OwnCache, SharedPrefix, Unsupported, forward, share
-from xtransplant.types import Cell, Component, Site, XTransplantError
+from xtransplant.types import PAPER, Cell, Component, Intervention, Scope, Site, XTransplantError
 
 log = logging.getLogger(__name__)
 
@@ -79,14 +79,15 @@ def score_cells(
     vectors: Mapping[Component, Tensor],
     cells: Sequence[Cell],
     continuations: Sequence[Sequence[Sequence[int]]],
-    site: Site = Site.module,
+    how: Intervention = PAPER,
     memory: int = _DEFAULT_MEMORY,
 ) -> list[Scores]:
     """Log-probabilities of every document's continuations in every cell, and untouched.
 
     Args:
         prompts: token ids of the D target prompts.
-        vectors: for each component that the cells name [N, D, H], as `engine.capture` gives it for the source prompts.
+        vectors: for each component that the cells name [N, D, H], as `engine.capture` gives it for the source prompts;
+            [N, D, P, H] where `how` says P positions.
         continuations: token ids of each document's continuations, none empty.
         memory: bytes to stay below, beside the model; cells are taken in several passes where they do not fit.
 
@@ -94,12 +95,12 @@ def score_cells(
         XTransplantError: a transplant was not made exactly once.
     """
     found: list[Scores | None] = [None] * len(prompts)
-    slow = why_slow(decoder, site) is not None
+    slow = why_slow(decoder, how) is not None
     trees = [_Tree.of(choices) for choices in continuations]
     for chunk in batches(decoder, prompts, [tree.nodes for tree in trees], len(cells), memory):
         if slow or any(len(prompts[d]) == 1 for d in chunk):
             for d in chunk:
-                found[d] = _score_slowly(decoder, prompts[d], vectors, d, cells, continuations[d], site, memory)
+                found[d] = _score_slowly(decoder, prompts[d], vectors, d, cells, continuations[d], how, memory)
             continue
         nodes = max(trees[d].nodes for d in chunk)
         prefix = share(decoder, [prompts[d] for d in chunk])
@@ -109,7 +110,7 @@ def score_cells(
         order = sorted(range(len(cells)), key=lambda c: cells[c].target)
         for start in range(0, max(1, len(order)), rows_at_once):
             some = [cells[c] for c in order[start : start + rows_at_once]]
-            hidden = _grow(decoder, prefix, [trees[d] for d in chunk], chunk, vectors, some, site)
+            hidden = _grow(decoder, prefix, [trees[d] for d in chunk], chunk, vectors, some, how)
             for position, d in enumerate(chunk):
                 parts[d].append(_score_tree(decoder, hidden[:, position], trees[d]))
         back = np.argsort(order, kind="stable")
@@ -176,7 +177,7 @@ def _grow(
     documents: Sequence[int],
     vectors: Mapping[Component, Tensor],
     cells: Sequence[Cell],
-    site: Site,
+    how: Intervention,
     store: OwnCache | None = None,
 ) -> Tensor:
     """Final hidden states [1 + C, D, n, H] of the untouched rows and of the cells, given in the order of targets."""
@@ -204,7 +205,7 @@ def _grow(
             rows = own.view(-1, width, own.shape[-1])[start : start + len(group) * count]
             chosen = vectors[component][[cell.source for cell in group]][:, list(documents)]
             # In place: these rows are copies that nobody else reads.
-            rows[:, 0] = chosen.reshape(-1, chosen.shape[-1]).to(rows)
+            rows[:, 0] = engine.changed(rows[:, 0], chosen.reshape(-1, chosen.shape[-1]), how)
             written += len(rows)
 
         return hook
@@ -215,7 +216,7 @@ def _grow(
     with ExitStack() as stack:
         row = count
         for (layer, component), run in runs:
-            module = decoder.module_at(layer, component, site)
+            module = decoder.module_at(layer, component, how.site)
             stack.enter_context(module.register_forward_hook(write(row, run, component)))
             row += len(run) * count
         hidden = forward(decoder, layout, ids, prefix.lengths[:, None] + depth, more, store)
@@ -253,12 +254,12 @@ def _score_slowly(
     document: int,
     cells: Sequence[Cell],
     choices: Sequence[Sequence[int]],
-    site: Site,
+    how: Intervention,
     memory: int,
 ) -> Scores:
     found: list[list[engine.Score]] = [[] for _ in range(1 + len(cells))]
     found[0] = engine.score(decoder, engine.prefill(decoder, [prompt]), [choices])[0]
-    for rows, prefix in _slow_prefixes(decoder, prompt, vectors, document, cells, site, memory):
+    for rows, prefix in _slow_prefixes(decoder, prompt, vectors, document, cells, how, memory):
         for row, scores in zip(rows, engine.score(decoder, prefix, [choices] * len(rows)), strict=True):
             found[row] = scores
     return Scores(
@@ -273,7 +274,7 @@ def _slow_prefixes(
     vectors: Mapping[Component, Tensor],
     document: int,
     cells: Sequence[Cell],
-    site: Site,
+    how: Intervention,
     memory: int,
 ) -> Iterator[tuple[list[int], engine.Prefix]]:
     """(rows of the result, their prefix): one row a cell through all layers, the prompt's beginning run once."""
@@ -288,7 +289,7 @@ def _slow_prefixes(
             written = vectors[component][[cell.source for cell in chosen], document]
             yield (
                 some,
-                engine.branches(decoder, prompt, Writes(component, [cell.target for cell in chosen], written, site)),
+                engine.branches(decoder, prompt, Writes(component, [cell.target for cell in chosen], written, how)),
             )
 
 
@@ -304,7 +305,7 @@ def generate_cells(
     cells: Sequence[Cell],
     max_new_tokens: int,
     ended: Callable[[list[int]], bool],
-    site: Site = Site.module,
+    how: Intervention = PAPER,
     memory: int = _DEFAULT_MEMORY,
     choose: Callable[[int, list[int], Tensor], list[int]] | None = None,
 ) -> list[list[list[int]]]:
@@ -320,11 +321,11 @@ def generate_cells(
     if max_new_tokens < 1:
         return [[[] for _ in range(1 + len(cells))] for _ in prompts]
     found = []
-    slow = why_slow(decoder, site) is not None or choose is not None
+    slow = why_slow(decoder, how) is not None or choose is not None
     for d, prompt in enumerate(prompts):
         if slow or len(prompt) == 1:
             found.append(
-                _generate_slowly(decoder, prompt, vectors, d, cells, max_new_tokens, ended, site, memory, choose)
+                _generate_slowly(decoder, prompt, vectors, d, cells, max_new_tokens, ended, how, memory, choose)
             )
             continue
         prefix = share(decoder, [prompt])
@@ -336,7 +337,7 @@ def generate_cells(
         for start in range(0, max(1, len(order)), at_once):
             some = order[start : start + at_once]
             chosen = [cells[c] for c in some]
-            generated = _generate_fast(decoder, prefix, d, vectors, chosen, max_new_tokens, ended, site)
+            generated = _generate_fast(decoder, prefix, d, vectors, chosen, max_new_tokens, ended, how)
             for row, text in zip([0, *(1 + c for c in some)], generated, strict=True):
                 texts[row] = text
         found.append(texts)
@@ -351,12 +352,12 @@ def _generate_fast(
     cells: Sequence[Cell],
     max_new_tokens: int,
     ended: Callable[[list[int]], bool],
-    site: Site,
+    how: Intervention,
 ) -> list[list[int]]:
     """Texts of the untouched prompt and of the cells, which are in the order of their targets."""
     top = decoder.num_layers - 1
     store = OwnCache()
-    hidden = _grow(decoder, prefix, [_Tree.of([[0]])], [document], vectors, cells, site, store)
+    hidden = _grow(decoder, prefix, [_Tree.of([[0]])], [document], vectors, cells, how, store)
     tokens = output_head.greedy(decoder, hidden[:, 0, 0])
     generated = [[token] for token in tokens]
     # Row 0 is the untouched prompt; a transplant at the top layer leaves no trace in the cache, so both only ever
@@ -410,7 +411,7 @@ def _generate_slowly(
     cells: Sequence[Cell],
     max_new_tokens: int,
     ended: Callable[[list[int]], bool],
-    site: Site,
+    how: Intervention,
     memory: int,
     choose: Callable[[int, list[int], Tensor], list[int]] | None,
 ) -> list[list[int]]:
@@ -423,7 +424,7 @@ def _generate_slowly(
 
     texts: list[list[int]] = [[] for _ in range(1 + len(cells))]
     texts[0] = continued([0], engine.prefill(decoder, [prompt]))[0]
-    for rows, prefix in _slow_prefixes(decoder, prompt, vectors, document, cells, site, memory):
+    for rows, prefix in _slow_prefixes(decoder, prompt, vectors, document, cells, how, memory):
         for row, text in zip(rows, continued(rows, prefix), strict=True):
             texts[row] = text
     return texts
@@ -431,22 +432,24 @@ def _generate_slowly(
 
 # --- Which way, and what it costs ------------------------------------------------------------------------------------
 
-_slow: WeakKeyDictionary[nn.Module, dict[Site, str | None]] = WeakKeyDictionary()
+_slow: WeakKeyDictionary[nn.Module, dict[tuple[Site, bool], str | None]] = WeakKeyDictionary()
 
 
-def why_slow(decoder: Decoder, site: Site = Site.module) -> str | None:
+def why_slow(decoder: Decoder, how: Intervention = PAPER) -> str | None:
     """Why a model's cells are not swept in the growing batch; None if they are.
 
     Found once a model by trying: a few cells of two short prompts must give what the slower way gives.
     """
     known = _slow.setdefault(decoder.model, {})
-    if site not in known:
-        known[site] = _try(decoder, site)
-        if known[site] is not None:
-            log.info("Slower, exact sweep (one row a cell through all layers): %s.", known[site])
+    only_last = how.positions == 1 and how.scope is Scope.first_token
+    if (how.site, only_last) not in known:
+        why = _try(decoder, how.site) if only_last else "more than the last prompt token is written to"
+        known[how.site, only_last] = why
+        if why is not None:
+            log.info("Slower, exact sweep (one row a cell through all layers): %s.", why)
         else:
             log.info("Fast sweep: rows join at their target layers and share the prompt's cache.")
-    return known[site]
+    return known[how.site, only_last]
 
 
 @torch.inference_mode()
@@ -466,11 +469,12 @@ def _try(decoder: Decoder, site: Site) -> str | None:
         prefix = share(decoder, prompts)
         trees = [_Tree.of(each) for each in choices]
         ordered = sorted(cells, key=lambda cell: cell.target)
-        hidden = _grow(decoder, prefix, trees, [0, 1], vectors, ordered, site)
+        how = Intervention(site)
+        hidden = _grow(decoder, prefix, trees, [0, 1], vectors, ordered, how)
         worst = 0.0
         for d in (0, 1):
             fast = _score_tree(decoder, hidden[:, d], trees[d])
-            exact = _score_slowly(decoder, prompts[d], vectors, d, ordered, choices[d], site, _DEFAULT_MEMORY)
+            exact = _score_slowly(decoder, prompts[d], vectors, d, ordered, choices[d], how, _DEFAULT_MEMORY)
             # Relative: these prompts are no text, and a log-probability of -50 has rounding errors of its own size.
             difference = np.abs(fast.logprob - exact.logprob) / (1 + np.abs(exact.logprob))
             worst = float(np.maximum(worst, difference.max()))  # unlike max, it keeps a NaN
@@ -509,7 +513,7 @@ def prompt_flops(decoder: Decoder, tokens: int) -> float:
 
 
 def cost(
-    decoder: Decoder, prompt_tokens: int, nodes: int, cells: Sequence[Cell], site: Site, new_tokens: int = 0
+    decoder: Decoder, prompt_tokens: int, nodes: int, cells: Sequence[Cell], how: Intervention, new_tokens: int = 0
 ) -> Cost:
     """Floating-point operations and peak memory of one document's sweep, estimated; its source vectors are there.
 
@@ -519,7 +523,7 @@ def cost(
     """
     per_layer = prompt_flops(decoder, 1) / decoder.num_layers  # a token in one layer
     head = 2 * decoder.hidden_size * decoder.vocab_size
-    fast = why_slow(decoder, site) is None
+    fast = why_slow(decoder, how) is None
     row_layers = sum(decoder.num_layers - cell.target if fast else decoder.num_layers for cell in cells)
     tokens = nodes + max(0, new_tokens - 1)
     flops = prompt_flops(decoder, prompt_tokens) + tokens * (row_layers * per_layer + (1 + len(cells)) * head)

@@ -27,12 +27,12 @@ import numpy as np
 from tqdm import tqdm
 
 from xtransplant import strategies, sweep
-from xtransplant.captures import Captures, Prompt, made_by
+from xtransplant.captures import Captures, Source, made_by
 from xtransplant.engine import Decoder, Prefix
 from xtransplant.grid import show
 from xtransplant.lm import Key, Texts, Transplant, TransplantLM
 from xtransplant.selection import Selection
-from xtransplant.types import Cell, Component, LayerPair, Site, XTransplantError
+from xtransplant.types import PAPER, Cell, Component, Control, Intervention, LayerPair, XTransplantError
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -55,7 +55,7 @@ class Sweep:
     """
 
     components: tuple[Component, ...]
-    site: Site
+    how: Intervention = PAPER
     pairs: Any = "all"
     cells: tuple[Cell, ...] | None = None
     memory: int = 2 * 2**30
@@ -139,7 +139,7 @@ class SweepLM(TransplantLM):
         captures: Callable[[], Captures] | None = None,
     ) -> None:
         # Which layers says the sweep; those named here are where a prompt's own vector is written back, as a check.
-        some = Transplant(plan.components[0], plan.site, ["first", "first"])
+        some = Transplant(plan.components[0], ["first", "first"], plan.how)
         super().__init__(decoder, some, seed=seed, promptless=promptless, captures=captures)
         self.sweep = plan
         self.selection = selection
@@ -197,9 +197,12 @@ class SweepLM(TransplantLM):
         ends = list(accumulate(count for count, _ in plan))
         rounds = [documents[end - count : end] for end, (count, _) in zip(ends, plan, strict=True)]
         asked = [[request for document in some for request in document] for some in rounds]
-        sources = [key[1] for key in self._keys(requests) if key[1] is not None]
+        keys = self._keys(requests)
+        self._check_lengths(keys)
+        sources = [key[1] for key in keys if key[1] is not None]
         self._announce(asked, [kept for _, kept in plan], sources)
-        self.captures.prepare(sources, self.sweep.components, self.sweep.site)
+        if self.sweep.how.positions == 1:
+            self.captures.prepare(sources, self.sweep.components, self.sweep.how.site)
         total = np.zeros(1 + len(everything))
         alive = everything
         with tqdm(total=sum(len(self._keys(some)) for some in asked), desc="Sweeping", disable=disable_tqdm) as bar:
@@ -257,7 +260,7 @@ class SweepLM(TransplantLM):
             asked = [continuations[n] for n in chunk]
             vectors = self._vectors(some)
             found = sweep.score_cells(
-                self.decoder, [key[0] for key in some], vectors, cells, asked, self.sweep.site, self.sweep.memory
+                self.decoder, [key[0] for key in some], vectors, cells, asked, self.sweep.how, self.sweep.memory
             )
             _refuse_overflow(found, cells)
             self._check_scores(some[0], asked[0], vectors, cells, found[0])
@@ -306,23 +309,23 @@ class SweepLM(TransplantLM):
             return [tokens] * (1 + len(cells))
         vectors = self._vectors([key])
         of_one = None if choose is None else _for_one(choose)
-        site, memory = self.sweep.site, self.sweep.memory
+        how, memory = self.sweep.how, self.sweep.memory
         [found] = sweep.generate_cells(
-            self.decoder, [key[0]], vectors, cells, work.limit, work.ended, site, memory, of_one
+            self.decoder, [key[0]], vectors, cells, work.limit, work.ended, how, memory, of_one
         )
         self._count([key], cells)
         if choose is None:
             self._check_texts(key, work, vectors, cells, found)
         return found
 
-    def _announce(self, rounds: Sequence[list[Instance]], kept: Sequence[int], sources: Sequence[Prompt]) -> None:
+    def _announce(self, rounds: Sequence[list[Instance]], kept: Sequence[int], sources: Sequence[Source]) -> None:
         """The estimate of what is about to be computed: at most so long, so much memory, so many bytes on disk.
 
         Args:
             rounds, kept: requests of each round, and the number of its cells; which they are is not known yet.
-            sources: token ids of the source prompts.
+            sources: token ids of the source prompts of each document.
         """
-        missing = self.captures.missing(sources, self.sweep.components, self.sweep.site)
+        missing = self.captures.missing(sources, self.sweep.components, self.sweep.how.site)
         flops = sum(sweep.prompt_flops(self.decoder, len(prompt)) for prompt in missing)
         prompts, memory, size = 0, 0, 0
         for number, (requests, count) in enumerate(zip(rounds, kept, strict=True)):
@@ -346,21 +349,23 @@ class SweepLM(TransplantLM):
 
     def _ahead(self, requests: list[Instance], skip: bool) -> Iterator[tuple[sweep.Cost, int]]:
         """For each prompt its cost in all cells, and bytes of a response; without those answered already, to `skip`."""
-        site = self.sweep.site
+        how = self.sweep.how
         if requests[0].request_type == "generate_until":
             for work in self._texts(requests):
                 for key in work.wanted:
                     if not skip or self.shards.get(self._text_question(work, key, self.cells)) is None:
-                        yield sweep.cost(self.decoder, len(key[0]), 1, self.cells, site, work.limit), 4
+                        yield sweep.cost(self.decoder, len(key[0]), 1, self.cells, how, work.limit), 4
             return
         for key, group in self._choices(requests).items():
             choices = [choice for _, choice in group]
             if not skip or self.shards.get(self._question("score", key, choices, self.cells)) is None:
                 nodes = sweep.count_nodes(choices)
-                yield sweep.cost(self.decoder, len(key[0]), nodes, self.cells, site), 5 * len(choices)
+                yield sweep.cost(self.decoder, len(key[0]), nodes, self.cells, how), 5 * len(choices)
 
     def _vectors(self, keys: Sequence[Key]) -> dict[Component, Any]:
-        return self.captures.vectors([key[1] for key in keys], self.sweep.components, self.sweep.site)
+        how = self.sweep.how
+        sources = [key[1] for key in keys]
+        return self.captures.vectors(sources, self.sweep.components, how.site, positions=self._positions(keys[0]))
 
     def _count(self, keys: Sequence[Key], cells: Sequence[Cell]) -> None:
         self.counts.prompts += len(keys)
@@ -414,7 +419,7 @@ class SweepLM(TransplantLM):
         from xtransplant.engine import Writes, prefill
 
         vector = vectors[cell.component][cell.source, :1]
-        return prefill(self.decoder, [key[0]], Writes(cell.component, [cell.target], vector, self.sweep.site))
+        return prefill(self.decoder, [key[0]], Writes(cell.component, [cell.target], vector, self.sweep.how))
 
     @cached_property
     def _made_by(self) -> str:
@@ -428,7 +433,8 @@ class SweepLM(TransplantLM):
         """A name for what was asked, of which model, so that no other answer is taken for it."""
         described = [(cell.component.value, cell.source, cell.target) for cell in cells]
         model = (self.captures.model, self.decoder.device.type, self._made_by)
-        text = repr((kind, key, asked, described, self.sweep.site.value, self.captures.noise_seed, model))
+        control = (self.captures.control.value, self.captures.seed if self.captures.control is Control.noise else None)
+        text = repr((kind, key, asked, described, self.sweep.how, control, model))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -29,6 +29,51 @@ class Site(Enum):
     branch = "branch"  # what is added to the residual stream (after Gemma's or OLMo 2's post-norm)
 
 
+class Control(Enum):
+    """What stands in for the parallel prompt's vector, to see what a transplant of anything would do."""
+
+    none = "none"
+    random_document = "random_document"  # another document's source prompt
+    noise = "noise"  # random vectors of the same length
+    self = "self"  # the target prompt itself: equal layers change nothing
+    zero = "zero"  # zeros: the module is deactivated there
+
+
+class Mode(Enum):
+    """What becomes of the module's own output *o* and the source vector *v*, with a strength *s*."""
+
+    replace = "replace"  # v, as in the paper
+    add = "add"  # o + s v
+    interpolate = "interpolate"  # (1 - s) o + s v
+
+
+class Scope(Enum):
+    """Which forward passes are written to."""
+
+    first_token = "first_token"  # the prompt's only, which gives the first new token: as in the paper
+    every_step = "every_step"  # and every later token's, of a generated text as of a choice that is scored
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """How a component is read and written; the defaults are the paper's (METHOD section 2).
+
+    Attributes:
+        match_norm: the source vector is first scaled to the length of the module's own output.
+        positions: the last so many prompt tokens are read and written, or "all", for prompts of equal length.
+            Later steps (`scope`) are written with the last one's vector.
+    """
+
+    site: Site = Site.module
+    mode: Mode = Mode.replace
+    strength: float = 1.0
+    match_norm: bool = False
+    positions: int | str = 1
+    scope: Scope = Scope.first_token
+
+
+PAPER = Intervention()
+
 # Strategies: those that choose one cell for all documents, and those that combine cells for each document. All of the
 # latter but `vote` need the log-probabilities of choices. What each does is in strategies.py.
 ONE_CELL = ("overall", "source_last", "target_first", "fixed", "cross_validated")
@@ -57,13 +102,30 @@ class LayerPair:
             XTransplantError: not two layers, or a layer outside ``[-num_layers, num_layers)``.
         """
         example = {
-            "transplant.layers": "Give two layers, e.g. transplant.layers=[17,0] or [last,first]; null is the vanilla "
-            "model.",
+            "transplant.layers": "Give two layers, e.g. transplant.layers=[17,0] or [last,first]; several pairs at "
+            "once as [[17,0],[17,1]]; null is the vanilla model.",
             "grid.pairs": "Give pairs of layers, e.g. 'grid.pairs=[[17,0],[13,2]]'.",
         }.get(key, f"Give two layers, e.g. {key}=[17,0].")
         if isinstance(given, str) or not hasattr(given, "__len__") or len(given) != 2:
             raise XTransplantError(f"{key}={given!r}: not a pair of layers. {example}")
         return cls(*(_layer_index(layer, num_layers, key, example) for layer in given))
+
+    @classmethod
+    def parse_several(cls, given: Any, num_layers: int, key: str = "transplant.layers") -> list[LayerPair]:
+        """Read what `parse` reads, or a list of such pairs, written at once; by target, then source.
+
+        Raises:
+            XTransplantError: as `parse`; or a target layer that is named twice.
+        """
+        several = isinstance(given, list) and bool(given) and all(isinstance(each, list) for each in given)
+        pairs = [cls.parse(each, num_layers, key) for each in (given if several else [given])]
+        targets = [pair.target for pair in pairs]
+        if len(set(targets)) < len(targets):
+            raise XTransplantError(
+                f"{key}={given!r}: two pairs have the same target layer. Give each target layer once, e.g. "
+                f"'{key}=[[17,0],[17,1]]'."
+            )
+        return sorted(pairs, key=lambda pair: (pair.target, pair.source))
 
     @classmethod
     def parse_set(cls, given: Any, num_layers: int) -> list[LayerPair]:

@@ -21,7 +21,7 @@ import yaml
 from xtransplant import checks, cli, compose, config, grid_jobs, jobs, pairing
 from xtransplant.checks import keys
 from xtransplant.config import JOBS, EvaluateConfig, config_hash, run_name, to_dict
-from xtransplant.types import Component, Site, XTransplantError
+from xtransplant.types import XTransplantError
 
 CONF = Path(str(files("xtransplant.conf")))
 ROOTS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "run")
@@ -419,13 +419,21 @@ def test_vanilla_is_one_whatever_is_not_transplanted() -> None:
     assert run_name(one) == "gemma3_270m-cldr-en-de-vanilla"
 
 
-@pytest.mark.parametrize("component", Component)
-@pytest.mark.parametrize("site", Site)
-def test_name_tells_the_transplant(component: Component, site: Site) -> None:
-    given = evaluate_config("transplant.layers=[3,4]")
-    given.transplant.component, given.transplant.site = component, site
-    branch = "_branch" if site is Site.branch else ""
-    assert run_name(given) == f"gemma3_270m-cldr-en-de-{component.value}{branch}-3-4"
+@pytest.mark.parametrize(
+    ("overrides", "ending"),
+    [
+        (["component=attn"], "attn-3-4"),
+        (["component=attn_as_released", "site=branch"], "attn_as_released-3-4-branch"),
+        (["layers=[[3,4],[last,first]]"], "ffn-17_0_3_4"),
+        (["mode=add", "strength=-0.5", "match_norm=true"], "ffn-3-4-add_0.5-norm"),
+        (["mode=interpolate", "positions=2", "scope=every_step"], "ffn-3-4-interpolate1-last2-every_step"),
+        (["positions=all", "mean_over=[fr,es]", "control=random_document"], "ffn-3-4-all-mean_fr_es-random_document"),
+    ],
+)
+def test_name_tells_the_transplant(overrides: list[str], ending: str) -> None:
+    given = ["transplant.layers=[3,4]", *(f"transplant.{each}" for each in overrides)]
+    assert run_name(evaluate_config(*given), GEMMA_LAYERS) == f"gemma3_270m-cldr-en-de-{ending}"
+    assert run_name(evaluate_config(*given, "prompt=both"), GEMMA_LAYERS).endswith(f"{ending}-both"[-40:])
 
 
 @pytest.mark.parametrize(
@@ -443,4 +451,7 @@ def test_name_is_safe(name: str) -> None:
 def test_plain_values() -> None:
     plain = to_dict(evaluate_config())
     assert plain == json.loads(json.dumps(plain))
-    assert plain["transplant"] == {"component": "ffn", "site": "module", "layers": None, "control": "none"}
+    assert plain["transplant"] == {
+        **{"component": "ffn", "site": "module", "control": "none", "mean_over": [], "mode": "replace"},
+        **{"strength": 1.0, "match_norm": False, "positions": 1, "scope": "first_token", "layers": None},
+    }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tests.equivalence.tiny import CASES, VOCAB, tiny
 from xtransplant import engine
 from xtransplant.engine import ARCHITECTURES, Decoder, Modules, Writes
-from xtransplant.types import Component, Site, XTransplantError
+from xtransplant.types import Component, Intervention, Site, XTransplantError
 
 PAIRS = [(0, 0), (3, 0), (1, 3), (2, 2)]
 LENGTHS = [15, 9, 12, 4]
@@ -93,7 +93,7 @@ def test_batched_transplant_equals_one_hook_a_prompt(case: str, component: Compo
         expected = torch.cat(
             [reference(decoder, s, t, [], component, site, pair) for s, t in zip(SOURCES, TARGETS, strict=True)]
         )
-        prefix = engine.read_and_write(decoder, SOURCES, TARGETS, component, *pair, site)
+        prefix = engine.read_and_write(decoder, SOURCES, TARGETS, component, *pair, Intervention(site))
         assert prefix.written == len(TARGETS)
         torch.testing.assert_close(prefix.logits.log_softmax(-1), expected, atol=2e-4, rtol=0)
         vanilla = engine.prefill(decoder, TARGETS).logits.log_softmax(-1)

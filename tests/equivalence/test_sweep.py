@@ -14,7 +14,7 @@ from tests.equivalence.test_architectures import decoder_of, every_case, every_s
 from tests.equivalence.tiny import VOCAB
 from xtransplant import engine, output_head, processor, shared_prefix, sweep
 from xtransplant.engine import Decoder
-from xtransplant.types import Cell, Component, Site
+from xtransplant.types import PAPER, Cell, Component, Intervention, Site
 
 # Longer and shorter than the sliding windows (6) of the tiny models; one prompt of a single token.
 LENGTHS = [15, 9, 4, 12]
@@ -50,7 +50,7 @@ def test_every_cell_equals_one_hooked_forward(case: str, site: Site) -> None:
     components = list(Component)
     vectors = engine.capture(decoder, SOURCES, components, site)
     cells = cells_of(components)
-    found = sweep.score_cells(decoder, TARGETS, vectors, cells, CHOICES, site)
+    found = sweep.score_cells(decoder, TARGETS, vectors, cells, CHOICES, Intervention(site))
     for d, scores in enumerate(found):
         assert scores.logprob.shape == (1 + len(cells), len(CHOICES[d]))
         for row, cell in enumerate(cells, 1):
@@ -68,7 +68,7 @@ def test_every_cell_equals_one_hooked_forward(case: str, site: Site) -> None:
 @every_case
 def test_which_way_is_taken(case: str) -> None:
     decoder = decoder_of(case)
-    reasons = {sweep.why_slow(decoder, site) for site in Site}
+    reasons = {sweep.why_slow(decoder, Intervention(site)) for site in Site}
     assert (reasons != {None}) == (case in SLOW), reasons
 
 
@@ -184,13 +184,13 @@ def test_a_batch_keeps_to_the_memory_its_prompts_included() -> None:
     """Few cells and long prompts: what fills the memory is the prompts' cache."""
     decoder = decoder_of("llama")
     prompts = [[5] * length for length in range(200, 260)]
-    one = sweep.cost(decoder, 259, 2, [Cell(Component.ffn, 0, 0)], Site.module).memory
+    one = sweep.cost(decoder, 259, 2, [Cell(Component.ffn, 0, 0)], PAPER).memory
     for memory in (one, 7 * one):
         chunks = list(sweep.batches(decoder, prompts, [2] * 60, 1, memory))
         assert sorted(d for chunk in chunks for d in chunk) == list(range(60))
         for chunk in chunks:
             longest = max(len(prompts[d]) for d in chunk)
-            needed = len(chunk) * sweep.cost(decoder, longest, 2, [Cell(Component.ffn, 0, 0)], Site.module).memory
+            needed = len(chunk) * sweep.cost(decoder, longest, 2, [Cell(Component.ffn, 0, 0)], PAPER).memory
             assert needed <= memory or len(chunk) == 1
     # A killed run has these to do again.
     assert max(map(len, sweep.batches(decoder, [[5, 6]] * 100, [1] * 100, 1, 2**40))) == 32
@@ -248,6 +248,6 @@ def test_hooks_and_attention_are_put_back_after_a_failure() -> None:
 
 def test_cost_grows_with_the_cells() -> None:
     decoder = decoder_of("llama")
-    few = sweep.cost(decoder, 20, 3, cells_of([Component.ffn], [(0, 3)]), Site.module)
-    many = sweep.cost(decoder, 20, 3, cells_of([Component.ffn]), Site.module)
+    few = sweep.cost(decoder, 20, 3, cells_of([Component.ffn], [(0, 3)]), PAPER)
+    many = sweep.cost(decoder, 20, 3, cells_of([Component.ffn]), PAPER)
     assert 0 < few.flops < many.flops and 0 < few.memory < many.memory

@@ -83,11 +83,11 @@ def test_reproduces_the_authors_outputs(data_dir: Path, group: str, record_prope
     for component, items in by_component.items():
         for start in range(0, len(items), BATCH):
             batch = items[start : start + BATCH]
-            writes = None
+            writes = []
             if component != "vanilla":
                 vectors = torch.stack([vector for _, _, vector in batch if vector is not None])
-                writes = Writes(Component(component), [row["target"] for row, _, _ in batch], vectors)
-            prefix = engine.prefill(decoder, [tokens for _, tokens, _ in batch], writes)
+                writes = [Writes(Component(component), [row["target"] for row, _, _ in batch], vectors)]
+            prefix = engine.prefill(decoder, [tokens for _, tokens, _ in batch], *writes)
             logprobs = prefix.logits.double().log_softmax(-1)
             generated = engine.generate(decoder, prefix, 20, lambda tokens: tokens[-1] == tokenizer.eos_token_id)
             for n, (row, _, _) in enumerate(batch):

@@ -64,8 +64,8 @@ def test_a_run_leaves_a_complete_record(arguments: list[str], tmp_path: Path, ca
 
     manifest = found.manifest
     assert manifest["transplant"]["layers"] == [3, 1]
-    assert manifest["transplant"]["read"] == "model.layers.3.mlp"
-    assert manifest["transplant"]["written"] == "model.layers.1.mlp"
+    assert manifest["transplant"]["read"] == ["model.layers.3.mlp"]
+    assert manifest["transplant"]["written"] == ["model.layers.1.mlp"]
     assert manifest["counts"] == {"documents": 7, "prompts": 7, "transplants": 7, "promptless": 0}
     assert manifest["checks"]["self_transplant"] == 0.0
     facts = manifest["tasks"]["colour_choice_sw"]

@@ -404,3 +404,97 @@ def test_sigkill_loses_the_batch_in_flight_at_most(tmp_path: Path) -> None:
     assert run.manifest["sources_computed"] == 0
     grid = Grid.load(run.folder / grid_jobs.GRID)
     assert len(grid.documents) == 4 and bool(grid.seen.all())
+
+
+INTERVENTIONS: dict[str, dict[str, str]] = {
+    "add": {"mode": "add", "strength": "0.5"},
+    "interpolate": {"mode": "interpolate", "strength": "0.3", "match_norm": "true"},
+    "last_2": {"positions": "2"},
+    "every_step": {"scope": "every_step"},
+    # The target language too: the only other one that there is.
+    "mean": {"mean_over": "[sw]"},
+    "zero": {"control": "zero"},
+}
+
+
+@pytest.mark.parametrize("kind", ["choice", "generate"])
+@pytest.mark.parametrize("name", INTERVENTIONS)
+def test_a_cell_is_what_evaluate_gives_however_it_is_written(place: Path, name: str, kind: str) -> None:
+    how = {f"transplant.{key}": value for key, value in INTERVENTIONS[name].items()}
+    _, paper = run_grid(place, kind, **{"grid.pairs": "[[3,0],[1,2]]"})
+    _, grid = run_grid(place, kind, **{"grid.pairs": "[[3,0],[1,2]]"}, **how)
+    run = run_evaluate(place, kind, **{"transplant.layers": "[3,0]"}, **how)
+    assert run.manifest["counts"]["transplants"] == run.manifest["counts"]["prompts"]
+    assert grid.meta["intervention"] != paper.meta["intervention"] or name == "zero"
+    [column] = grid.columns([Cell(Component.ffn, 3, 0)])
+    for row in samples(run):
+        d = grid.documents.index(f"colour_{kind}_{{lang}}/{row['key']}")
+        if grid.logprob is not None and paper.logprob is not None:
+            np.testing.assert_allclose(grid.logprob[d, column], [float(each[0][0]) for each in row["resps"]], atol=1e-3)
+            assert np.abs(grid.logprob[d] - paper.logprob[d]).max() > 1e-3
+        else:
+            assert grid.texts is not None and grid.text is not None
+            assert grid.texts[grid.text[d, column]] == row["resps"][0][0]
+    shutil.rmtree(run.folder)
+
+
+def test_a_selection_says_how_vectors_are_written(place: Path) -> None:
+    how = {"transplant.mode": "add", "transplant.strength": "0.5"}
+    sample, _ = run_grid(place, "choice", split="sample", **how)
+    _, unseen = run_grid(place, "choice", split="unseen", **how)
+    path = select(place, sample.folder, "overall")
+    run = run_evaluate(place, "choice", split="unseen", selection=path)
+    from xtransplant import selection
+
+    [chosen] = selection.read(str(path))
+    assert unseen.logprob is not None
+    [column] = unseen.columns(chosen.cells)
+    for row in samples(run):
+        d = unseen.documents.index(f"colour_choice_{{lang}}/{row['key']}")
+        np.testing.assert_allclose(unseen.logprob[d, column], [float(each[0][0]) for each in row["resps"]], atol=1e-3)
+    shutil.rmtree(run.folder)
+    with pytest.raises(XTransplantError, match="how vectors are written is the selection's"):
+        run_evaluate(place, "choice", split="unseen", selection=path, **{"transplant.match_norm": "true"})
+    from xtransplant.comparison import strategy_table
+
+    _, other = run_grid(place, "choice", split="unseen")
+    with pytest.raises(XTransplantError, match="mode is 'add' in one and 'replace' in the other"):
+        strategy_table(Grid.load(sample.folder / "grid.npz"), other)
+
+
+def test_several_layers_are_written_in_one_run(place: Path) -> None:
+    alone = [run_evaluate(place, "choice", **{"transplant.layers": "[3,0]"})]
+    both = run_evaluate(place, "choice", **{"transplant.layers": "[[3,2],[3,0]]"})
+    assert both.manifest["condition"] == "ffn 3>0, 3>2"
+    assert both.manifest["transplant"]["written"] == ["model.layers.0.mlp", "model.layers.2.mlp"]
+    assert both.manifest["counts"]["transplants"] == 2 * both.manifest["counts"]["prompts"]
+    assert [row["resps"] for row in samples(both)] != [row["resps"] for row in samples(alone[0])]
+    for run in (*alone, both):
+        shutil.rmtree(run.folder)
+
+
+def test_both_prompts_in_one(place: Path) -> None:
+    run = run_evaluate(place, "choice", prompt="both")
+    plain = run_evaluate(place, "choice")
+    assert (run.manifest["condition"], plain.manifest["condition"]) == ("vanilla (both prompts)", "vanilla")
+    for row, alone in zip(samples(run), samples(plain), strict=True):
+        [english] = row["source_prompts"]
+        assert [each[0] for each in row["arguments"]] == [f"{english}\n\n{alone['arguments'][0][0]}"] * 3
+        assert row["resps"] != alone["resps"]
+    for each in (run, plain):
+        shutil.rmtree(each.folder)
+
+
+def test_all_positions_need_prompts_of_equal_length(place: Path) -> None:
+    given = {"transplant.layers": "[3,0]", "transplant.positions": "all"}
+    with pytest.raises(XTransplantError, match=r"positions=all: \d+ of \d+ prompts .* not\s+as long as their source"):
+        run_evaluate(place, "choice", **given)
+    with pytest.raises(XTransplantError, match=r"positions=500: \d+ of \d+ prompts are too short"):
+        run_evaluate(place, "choice", **given | {"transplant.positions": "500"})
+    same = run_evaluate(place, "choice", **given | {"transplant.layers": "[2,2]", "language_pair": "sw-sw"})
+    plain = run_evaluate(place, "choice", language_pair="sw-sw")
+    for row, alone in zip(samples(same), samples(plain), strict=True):
+        mine, theirs = ([float(each[0][0]) for each in some["resps"]] for some in (row, alone))
+        np.testing.assert_allclose(mine, theirs, atol=1e-3)
+    for each in (same, plain):
+        shutil.rmtree(each.folder)

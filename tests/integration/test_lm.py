@@ -73,8 +73,8 @@ def test_vanilla_equals_hflm(
         settings = {"apply_chat_template": True, "system_instruction": "Be brief.", "fewshot_as_multiturn": True}
     config = task_config(tasks, kind, num_fewshot=shots)
     hflm = HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=3)
-    theirs = answers(hflm, pairing.load(config, PAIR, Split.all, None, 1)[0], **settings)
-    ours = answers(TransplantLM(decoder, batch_size=3), pairing.load(config, PAIR, Split.all, None, 1)[0], **settings)
+    theirs = answers(hflm, pairing.load(config, PAIR, Split.all, None)[0], **settings)
+    ours = answers(TransplantLM(decoder, batch_size=3), pairing.load(config, PAIR, Split.all, None)[0], **settings)
     assert_alike(ours, theirs)
 
 
@@ -83,8 +83,8 @@ def test_vanilla_equals_hflm(
 def test_transplant_through_the_harness_equals_hooked_forwards(
     decoder: Decoder, tasks: Path, kind: str, component: Component
 ) -> None:
-    lm = TransplantLM(decoder, Transplant(component, Site.module, ["last", 1]), batch_size=4)
-    found = pairing.load(task_config(tasks, kind, num_fewshot=1), PAIR, Split.all, 6, 1)[0]
+    lm = TransplantLM(decoder, Transplant(component, ["last", 1]), batch_size=4)
+    found = pairing.load(task_config(tasks, kind, num_fewshot=1), PAIR, Split.all, 6)[0]
     answered = answers(lm, found)
     encode = decoder.tokenizer.encode
     checked = 0
@@ -92,7 +92,7 @@ def test_transplant_through_the_harness_equals_hooked_forwards(
         requests = [request for request in found.target.instances if request.doc_id == doc_id]
         for request, [answer] in zip(requests, resps, strict=True):
             target = encode(request.args[0])
-            source = encode(request.source_prompt)
+            source = encode(request.source_prompts[0])
             if isinstance(answer, str):
                 tokens: list[int] = []
                 for _ in range(9):
@@ -115,15 +115,15 @@ def test_transplant_through_the_harness_equals_hooked_forwards(
 def test_batch_size_does_not_matter(decoder: Decoder, tasks: Path, kind: str) -> None:
     found = []
     for size in (1, 3, 16):
-        lm = TransplantLM(decoder, Transplant(Component.ffn, Site.module, [2, 0]), batch_size=size)
-        found.append(answers(lm, pairing.load(task_config(tasks, kind), PAIR, Split.all, None, 1)[0]))
+        lm = TransplantLM(decoder, Transplant(Component.ffn, [2, 0]), batch_size=size)
+        found.append(answers(lm, pairing.load(task_config(tasks, kind), PAIR, Split.all, None)[0]))
     assert_alike(found[1], found[0])
     assert_alike(found[2], found[0])
 
 
 def test_each_repeat_of_a_sampled_answer_is_drawn_anew(decoder: Decoder, tasks: Path) -> None:
     def drawn(seed: int) -> list[Any]:
-        found = pairing.load(task_config(tasks, "sampled"), PAIR, Split.all, 3, 1)[0]
+        found = pairing.load(task_config(tasks, "sampled"), PAIR, Split.all, 3)[0]
         found.target.config.repeats = 3
         return answers(TransplantLM(decoder, seed=seed), found)
 
@@ -134,7 +134,7 @@ def test_each_repeat_of_a_sampled_answer_is_drawn_anew(decoder: Decoder, tasks: 
 
 def test_generation_ends_with_the_stop_sequence(decoder: Decoder, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only is the text cut there: no further token is computed."""
-    found = pairing.load(task_config(tasks, "generate"), PAIR, Split.all, 1, 1)[0]
+    found = pairing.load(task_config(tasks, "generate"), PAIR, Split.all, 1)[0]
     found.target.config.generation_kwargs = {"until": ["\x00"], "max_gen_toks": 9, "do_sample": False}
     [[[full]]] = answers(TransplantLM(decoder), found)
     steps = []
@@ -155,14 +155,14 @@ def test_generation_ends_with_the_stop_sequence(decoder: Decoder, tasks: Path, m
 
 
 def test_few_shot_examples_are_the_same_on_both_sides(tasks: Path) -> None:
-    found = pairing.load(task_config(tasks, "choice", num_fewshot=3), PAIR, Split.all, None, 1)[0]
+    found = pairing.load(task_config(tasks, "choice", num_fewshot=3), PAIR, Split.all, None)[0]
     found.target.build_all_requests(samples=found.rows)
     english = {row["id"]: row["question"] for row in documents("en")}
     swahili = {row["id"]: row["question"] for row in documents("sw")}
     drawn = set()
     for request in found.target.instances:
         target_shots = str(request.args[0]).split("\n\n")
-        source_shots = str(request.source_prompt).split("\n\n")
+        source_shots = str(request.source_prompts[0]).split("\n\n")
         assert len(target_shots) == len(source_shots) == 4
         for ours, theirs in zip(target_shots, source_shots, strict=True):
             # Longest first: a question may begin another one.
@@ -173,32 +173,32 @@ def test_few_shot_examples_are_the_same_on_both_sides(tasks: Path) -> None:
 
 
 def test_both_sides_have_the_chat_template_and_system_instruction(decoder: Decoder, tasks: Path) -> None:
-    found = pairing.load(task_config(tasks, "choice", num_fewshot=1), PAIR, Split.all, 2, 1)[0]
-    lm = TransplantLM(decoder, Transplant(Component.ffn, Site.module, [1, 1]))
+    found = pairing.load(task_config(tasks, "choice", num_fewshot=1), PAIR, Split.all, 2)[0]
+    lm = TransplantLM(decoder, Transplant(Component.ffn, [1, 1]))
     answers(lm, found, apply_chat_template=True, system_instruction="Be brief.", fewshot_as_multiturn=True)
     for request in found.target.instances:
-        for prompt in (str(request.args[0]), str(request.source_prompt)):
+        for prompt in (str(request.args[0]), str(request.source_prompts[0])):
             assert prompt.startswith("<s>system: Be brief.</s><s>user: ")
             assert prompt.endswith("</s><s>assistant: ") and prompt.count("<s>user: ") == 2
-        assert "The colour" in request.source_prompt and "Rangi" in request.args[0]
+        assert "The colour" in request.source_prompts[0] and "Rangi" in request.args[0]
 
 
 def test_documents_are_found_by_content_not_by_number(decoder: Decoder, tasks: Path) -> None:
-    found = pairing.load(task_config(tasks, "choice"), PAIR, Split.all, None, 1)[0]
+    found = pairing.load(task_config(tasks, "choice"), PAIR, Split.all, None)[0]
     found.rows = [3, 7]  # the harness numbers these 0 and 1
-    answers(TransplantLM(decoder, Transplant(Component.ffn, Site.module, [1, 1])), found)
+    answers(TransplantLM(decoder, Transplant(Component.ffn, [1, 1])), found)
     assert {request.source_key for request in found.target.instances} == {"doc-3", "doc-7"}
-    assert {request.source_prompt for request in found.target.instances} == {
+    assert {request.source_prompts[0] for request in found.target.instances} == {
         documents("en")[3]["question"],
         documents("en")[7]["question"],
     }
 
 
 def test_empty_prompts_are_an_error_or_counted(decoder: Decoder, tasks: Path) -> None:
-    transplant = Transplant(Component.ffn, Site.module, [1, 1])
+    transplant = Transplant(Component.ffn, [1, 1])
 
     def loaded(lm: TransplantLM) -> list[Any]:
-        return answers(lm, pairing.load(task_config(tasks, "empty"), PAIR, Split.all, None, 1)[0])
+        return answers(lm, pairing.load(task_config(tasks, "empty"), PAIR, Split.all, None)[0])
 
     def never() -> Decoder:
         raise AssertionError("the model was loaded before the prompts were checked")
@@ -227,21 +227,21 @@ def test_long_prompts_are_cut_as_hflm_cuts_them(checkpoint: Path, decoder: Decod
     for kind in ("choice", "generate"):
         config = task_config(tasks, kind)
         hflm = HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=2)
-        theirs = answers(hflm, pairing.load(config, PAIR, Split.all, None, 1)[0])
-        assert_alike(answers(TransplantLM(decoder), pairing.load(config, PAIR, Split.all, None, 1)[0]), theirs)
+        theirs = answers(hflm, pairing.load(config, PAIR, Split.all, None)[0])
+        assert_alike(answers(TransplantLM(decoder), pairing.load(config, PAIR, Split.all, None)[0]), theirs)
 
 
 def test_a_broken_model_is_not_evaluated(decoder: Decoder, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from xtransplant import engine
 
     monkeypatch.setattr(engine, "self_transplant_error", lambda *_: 0.02)
-    lm = TransplantLM(decoder, Transplant(Component.ffn, Site.module, [1, 1]))
+    lm = TransplantLM(decoder, Transplant(Component.ffn, [1, 1]))
     with pytest.raises(XTransplantError, match="self_transplant check failed"):
-        answers(lm, pairing.load(task_config(tasks, "choice"), PAIR, Split.all, None, 1)[0])
+        answers(lm, pairing.load(task_config(tasks, "choice"), PAIR, Split.all, None)[0])
 
 
 def test_generation_arguments_that_are_not_supported_are_named(decoder: Decoder, tasks: Path) -> None:
-    found = pairing.load(task_config(tasks, "generate"), PAIR, Split.all, 2, 1)[0]
+    found = pairing.load(task_config(tasks, "generate"), PAIR, Split.all, 2)[0]
     found.target.config.generation_kwargs = {"until": ["\n"], "num_beams": 4}
     with pytest.raises(XTransplantError, match="num_beams=4"):
         answers(TransplantLM(decoder), found)
@@ -256,16 +256,16 @@ def test_rolling_requests_are_scored_vanilla_only(checkpoint: Path, decoder: Dec
     [theirs] = HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32").loglikelihood_rolling([request])
     assert ours == pytest.approx(theirs, rel=1e-4)
     with pytest.raises(XTransplantError, match="no prompt"):
-        TransplantLM(decoder, Transplant(Component.ffn, Site.module, [1, 1])).loglikelihood_rolling([request])
+        TransplantLM(decoder, Transplant(Component.ffn, [1, 1])).loglikelihood_rolling([request])
 
 
 def test_half_precision_keeps_its_answers(decoder: Decoder, tasks: Path) -> None:
     """Coarse, but the same code path: log-probabilities within bfloat16's resolution."""
     config = task_config(tasks, "choice")
-    exact = answers(TransplantLM(decoder), pairing.load(config, PAIR, Split.all, None, 1)[0])
+    exact = answers(TransplantLM(decoder), pairing.load(config, PAIR, Split.all, None)[0])
     half = Decoder(decoder.model.to(torch.bfloat16), decoder.tokenizer)
     try:
-        coarse = answers(TransplantLM(half), pairing.load(config, PAIR, Split.all, None, 1)[0])
+        coarse = answers(TransplantLM(half), pairing.load(config, PAIR, Split.all, None)[0])
     finally:
         decoder.model.to(torch.float32)
     for mine, other in zip(coarse, exact, strict=True):

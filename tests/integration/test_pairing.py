@@ -9,8 +9,8 @@ import pytest
 
 from tests.integration.local_tasks import documents, write_tasks
 from xtransplant import pairing
-from xtransplant.config import Control, LanguagePairConfig, Split, TaskConfig, Unmatched
-from xtransplant.types import XTransplantError
+from xtransplant.config import LanguagePairConfig, Split, TaskConfig, Unmatched
+from xtransplant.types import Control, XTransplantError
 
 PAIR = LanguagePairConfig("en", "sw")
 
@@ -21,7 +21,7 @@ def config(folder: Path, **values: Any) -> TaskConfig:
 
 
 def load(folder: Path, split: Split = Split.all, limit: int | None = None, **values: Any) -> pairing.Pairing:
-    return pairing.load(config(folder, **values), PAIR, split, limit, 1)[0]
+    return pairing.load(config(folder, **values), PAIR, split, limit, pairing.Sources(seed=1))[0]
 
 
 def test_documents_are_aligned_by_key_in_any_order(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_question_is_the_same_under_any_name_and_no_question_where_several_ask
     # The first two ask the same in English, and something else in Swahili.
     assert [len(question) for question in found] == [1, 1, *[2] * 8]
     assert len({text for question in found for text in question}) == 18
-    back = pairing.load(config(folder), LanguagePairConfig("sw", "en"), Split.all, None, 1)[0].questions()
+    back = pairing.load(config(folder), LanguagePairConfig("sw", "en"), Split.all, None)[0].questions()
     assert [set(question) for question in back] == [set(question) for question in found]
     assert load(folder, limit=1, tasks=["colour_empty_{lang}"]).questions() == [[]]
 
@@ -139,7 +139,9 @@ def test_a_question_is_the_same_under_any_name_and_no_question_where_several_ask
 def test_a_document_that_asks_the_same_is_no_random_one(tmp_path: Path) -> None:
     rows = documents("en")
     same = [row | {"question": rows[0]["question"]} if n < 8 else row for n, row in enumerate(rows)]
-    found = pairing.load(config(write_tasks(tmp_path, en=same)), PAIR, Split.all, None, 1, Control.random_document)[0]
+    found = pairing.load(
+        config(write_tasks(tmp_path, en=same)), PAIR, Split.all, None, pairing.Sources(Control.random_document, seed=1)
+    )[0]
     for row, doc in enumerate(found.docs):
         other = found.source_doc(doc)
         asks = {each["question"] for each in same if pairing._split_of(each["id"], each, config(tmp_path)) is
@@ -172,10 +174,10 @@ def test_shots_without_a_counterpart_are_refused(tmp_path: Path) -> None:
 
 def test_a_language_with_itself(tmp_path: Path) -> None:
     folder = write_tasks(tmp_path)
-    found = pairing.load(config(folder, num_fewshot=2), LanguagePairConfig("sw", "sw"), Split.all, None, 1)[0]
+    found = pairing.load(config(folder, num_fewshot=2), LanguagePairConfig("sw", "sw"), Split.all, None)[0]
     found.target.build_all_requests(samples=found.rows)
     for request in found.target.instances:
-        assert request.source_prompt == request.args[0]
+        assert request.source_prompts == [request.args[0]]
 
 
 def test_names_and_languages_are_checked_before_anything_is_built(tmp_path: Path) -> None:
@@ -234,25 +236,25 @@ def test_german_of_the_papers_unseen_xnli_is_refused(data_dir: Path) -> None:
 
     task = compose("evaluate", ["task=paper_xnli", f"task.data_dir={data_dir}"]).task  # type: ignore[union-attr]
     with pytest.raises(pairing.AlignmentError, match="unseen:210"):
-        pairing.load(task, LanguagePairConfig("en", "de"), Split.unseen, 50, 1)
-    assert pairing.load(task, LanguagePairConfig("en", "sw"), Split.unseen, 50, 1)[0].rows
+        pairing.load(task, LanguagePairConfig("en", "de"), Split.unseen, 50)
+    assert pairing.load(task, LanguagePairConfig("en", "sw"), Split.unseen, 50)[0].rows
 
 
 @pytest.mark.data
 def test_stock_xnli_has_no_prompt_to_transplant_into(data_dir: Path) -> None:
     from xtransplant.lm import Transplant, TransplantLM
-    from xtransplant.types import Component, Site
+    from xtransplant.types import Component
 
     task = TaskConfig(
         name="xnli", tasks=["xnli_{lang}"], key="idx", gold="label", data_dir=str(data_dir),
         data_files={"validation": "xnli/{lang}.validation.jsonl", "train": "xnli/{lang}.train.jsonl"},
     )  # fmt: skip
-    found = pairing.load(task, PAIR, Split.all, 5, 1)[0]
+    found = pairing.load(task, PAIR, Split.all, 5)[0]
     found.target.build_all_requests(samples=found.rows)
 
     def never() -> Any:
         raise AssertionError("the model was loaded")
 
-    lm = TransplantLM(never, Transplant(Component.ffn, Site.module, [0, 0]))
+    lm = TransplantLM(never, Transplant(Component.ffn, [0, 0]))
     with pytest.raises(XTransplantError, match=r"xnli_sw: 15 of 15 requests have an empty prompt"):
         lm.loglikelihood(found.target.instances)

@@ -24,7 +24,8 @@ def meta(num_layers: int, cells: Sequence[Cell], **changes: Any) -> dict[str, An
     facts: dict[str, Any] = {
         "job": "grid", "config_hash": "c0ffee", "model_name": "tiny", "task_name": "colour", "tasks": ["colour_sw"],
         "model": {"files": {"model.safetensors": "ab12"}, "adapter": None}, "num_layers": num_layers,
-        "hidden_size": 8, "language_pair": ["en", "sw"], "split": "sample", "seed": 1234, "site": "module",
+        "hidden_size": 8, "language_pair": ["en", "sw"], "split": "sample", "seed": 1234,
+        "intervention": {"site": "module"},
         "control": None, "components": list(dict.fromkeys(cell.component.value for cell in cells)), "pairs": "all",
         "metrics": ["acc"], "higher_is_better": {"acc": True}, "trivial_baseline": 0.25,
         "settings": {"task.num_fewshot": 0, "model.dtype": "float32"},

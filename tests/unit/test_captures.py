@@ -10,9 +10,10 @@ import torch
 from tests.equivalence.test_architectures import decoder_of
 from xtransplant import engine
 from xtransplant.captures import Captures
-from xtransplant.types import Component, Site
+from xtransplant.types import Component, Control, Site
 
 PROMPTS = [(5, 6, 7), (9, 8)]
+SOURCES = [(prompt,) for prompt in PROMPTS]
 
 
 def test_vectors_are_those_of_the_engine_and_come_from_the_folder(tmp_path: Path) -> None:
@@ -20,9 +21,9 @@ def test_vectors_are_those_of_the_engine_and_come_from_the_folder(tmp_path: Path
     expected = engine.capture(decoder, PROMPTS, [Component.ffn])[Component.ffn]
     for computed in (2, 0):
         bank = Captures(decoder, tmp_path, {"files": {"a": "1"}})
-        bank.prepare(PROMPTS, [Component.ffn], Site.module)
+        bank.prepare(SOURCES, [Component.ffn], Site.module)
         assert bank.computed == computed
-        torch.testing.assert_close(bank.vectors(PROMPTS, [Component.ffn], Site.module)[Component.ffn], expected)
+        torch.testing.assert_close(bank.vectors(SOURCES, [Component.ffn], Site.module)[Component.ffn], expected)
 
 
 def test_another_model_has_another_bank(tmp_path: Path) -> None:
@@ -49,9 +50,9 @@ def test_another_model_has_another_bank(tmp_path: Path) -> None:
 
 def test_noise_has_the_lengths_of_what_it_replaces() -> None:
     decoder = decoder_of("llama")
-    real = Captures(decoder, None, {}).vectors(PROMPTS, [Component.ffn], Site.module)[Component.ffn]
+    real = Captures(decoder, None, {}).vectors(SOURCES, [Component.ffn], Site.module)[Component.ffn]
     noise = [
-        Captures(decoder, None, {}, noise_seed=seed).vectors(PROMPTS, [Component.ffn], Site.module)[Component.ffn]
+        Captures(decoder, None, {}, Control.noise, seed).vectors(SOURCES, [Component.ffn], Site.module)[Component.ffn]
         for seed in (1, 1, 2)
     ]
     torch.testing.assert_close(noise[0].norm(dim=-1), real.norm(dim=-1))

@@ -197,7 +197,7 @@ def test_one_grid_is_its_own_pool() -> None:
             lambda: choice_grid(metrics=["acc", "acc_norm"], language_pair=["en", "de"]),
             r"metrics is \['acc'\] in one",
         ),
-        (lambda: choice_grid(site="branch", language_pair=["en", "de"]), "site is 'module'"),
+        (lambda: choice_grid(intervention={"site": "branch"}, language_pair=["en", "de"]), "site is 'module'"),
         (lambda: choice_grid(control="noise", language_pair=["en", "de"]), "control is None"),
         (lambda: choice_grid(model={"files": {}}, language_pair=["en", "de"]), "the model's files differ"),
         (lambda: choice_grid(seed=1), "the same language pair is given twice"),

@@ -68,7 +68,7 @@ def test_overall_finds_the_planted_cell(sample: Grid) -> None:
         {
             "folder": None, "config_hash": "c0ffee", "grid_sha256": sample.sha256, "model_name": "tiny",
             "weights": {"files": {"model.safetensors": "ab12"}, "adapter": None}, "task_name": "colour",
-            "language_pair": ["en", "sw"], "num_layers": 4, "site": "module", "control": None,
+            "language_pair": ["en", "sw"], "num_layers": 4, "intervention": {"site": "module"}, "control": None,
         }
     ]  # fmt: skip
 
@@ -559,7 +559,7 @@ def test_documents_selected_on_are_not_evaluated(sample: Grid) -> None:
     [
         ({"model_name": "other"}, "model_name is 'other', not 'tiny'"),
         ({"model": {"files": {"model.safetensors": "cd34"}}}, "weights differs"),
-        ({"site": "branch"}, "site is 'branch'"),
+        ({"intervention": {"site": "branch"}}, "site is 'branch'"),
         ({"control": "noise"}, "control is 'noise'"),
         ({"num_layers": 5}, "num_layers is 5"),
         ({"components": [ATTN], "best": None}, r"1 of 1 cells are not in the grid, e\.g\. ffn 3>1"),
@@ -767,7 +767,7 @@ def test_grids_that_cannot_be_compared_are_refused(sample: Grid, unseen: Grid) -
     with pytest.raises(XTransplantError, match="language_pair is"):
         strategy_table(sample, choice_grid(first=900, language_pair=["en", "de"]))
     with pytest.raises(XTransplantError, match="site is"):
-        strategy_table(sample, choice_grid(first=900, site="branch"))
+        strategy_table(sample, choice_grid(first=900, intervention={"site": "branch"}))
     unseen = asking(unseen, "en")
     for control, message in (
         (choice_grid(first=1000), "not a control"),

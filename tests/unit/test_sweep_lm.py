@@ -12,13 +12,13 @@ import pytest
 from tests.equivalence.test_architectures import decoder_of
 from xtransplant.captures import Captures, made_by
 from xtransplant.sweep_lm import Sweep, SweepLM, rounds
-from xtransplant.types import Cell, Component, Site, XTransplantError
+from xtransplant.types import PAPER, Cell, Component, Control, Intervention, Mode, Scope, Site, XTransplantError
 
 
-def lm(site: Site = Site.module, noise_seed: int | None = None, files: str = "1") -> SweepLM:
+def lm(how: Intervention = PAPER, control: Control = Control.none, seed: int = 0, files: str = "1") -> SweepLM:
     decoder = decoder_of("llama")
-    bank = Captures(decoder, None, {"files": {"a": files}}, noise_seed)
-    return SweepLM(decoder, Sweep((Component.ffn,), site), captures=lambda: bank)
+    bank = Captures(decoder, None, {"files": {"a": files}}, control, seed)
+    return SweepLM(decoder, Sweep((Component.ffn,), how), captures=lambda: bank)
 
 
 def test_an_answer_is_named_by_everything_that_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,8 +32,15 @@ def test_an_answer_is_named_by_everything_that_it_depends_on(monkeypatch: pytest
         lm()._question("score", key, [[1, 2]], cells),
         lm()._question("score", key, [[1]], [Cell(Component.attn, 0, 1)]),
         lm()._question("score", key, [[1]], [*cells, Cell(Component.ffn, 1, 1)]),
-        lm(site=Site.branch)._question("score", key, [[1]], cells),
-        lm(noise_seed=3)._question("score", key, [[1]], cells),
+        lm(Intervention(Site.branch))._question("score", key, [[1]], cells),
+        lm(Intervention(mode=Mode.add))._question("score", key, [[1]], cells),
+        lm(Intervention(mode=Mode.add, strength=0.5))._question("score", key, [[1]], cells),
+        lm(Intervention(match_norm=True))._question("score", key, [[1]], cells),
+        lm(Intervention(positions=2))._question("score", key, [[1]], cells),
+        lm(Intervention(scope=Scope.every_step))._question("score", key, [[1]], cells),
+        lm(control=Control.zero)._question("score", key, [[1]], cells),
+        lm(control=Control.noise)._question("score", key, [[1]], cells),
+        lm(control=Control.noise, seed=3)._question("score", key, [[1]], cells),
         lm(files="2")._question("score", key, [[1]], cells),
     ]
     assert len(set(names)) == len(names)
@@ -45,10 +52,10 @@ def test_an_answer_is_named_by_everything_that_it_depends_on(monkeypatch: pytest
 def test_vectors_are_of_the_code_that_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = decoder_of("llama")
     first = Captures(decoder, tmp_path, {})
-    first.prepare([(5, 6)], [Component.ffn], Site.module)
-    assert Captures(decoder, tmp_path, {}).missing([(5, 6), (5, 7)], [Component.ffn], Site.module) == [(5, 7)]
+    first.prepare([((5, 6),)], [Component.ffn], Site.module)
+    assert Captures(decoder, tmp_path, {}).missing([((5, 6), (5, 7))], [Component.ffn], Site.module) == [(5, 7)]
     monkeypatch.setattr("torch.__version__", "1.2.3")
-    assert Captures(decoder, tmp_path, {}).missing([(5, 6)], [Component.ffn], Site.module) == [(5, 6)]
+    assert Captures(decoder, tmp_path, {}).missing([((5, 6),)], [Component.ffn], Site.module) == [(5, 6)]
     assert made_by("engine") != made_by("sweep") != made_by("engine", "sweep")
 
 
@@ -58,7 +65,7 @@ def test_the_better_half_of_the_cells_goes_on(monkeypatch: pytest.MonkeyPatch) -
     # A cell is as good as its number, in the order of the documents' rounds.
     found = SweepLM(
         decoder,
-        Sweep((Component.ffn,), Site.module),
+        Sweep((Component.ffn,)),
         halving=rounds(0.5),
         quality=lambda document: np.arange(17.0),
         captures=lambda: bank,
