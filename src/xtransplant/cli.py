@@ -14,6 +14,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from xtransplant import __version__
@@ -34,6 +35,8 @@ from xtransplant.config import (
     StrategiesConfig,
 )
 from xtransplant.types import XTransplantError
+
+log = logging.getLogger(__name__)
 
 _LM_EVAL = "lm-eval"
 _LM_EVAL_HELP = "lm-evaluation-harness's own command line, with --model xtransplant"
@@ -153,11 +156,13 @@ def _run_job(job: str, options: dict[str, str], overrides: list[str]) -> int:
             hydra.show_info(options["--info"] or "all", config_name, request.overrides)
         elif "--cfg" in options:
             package = options.get("--package")
-            hydra.show_cfg(config_name, request.overrides, options["--cfg"], package, "--resolve" in options)
+            hydra.show_cfg(config_name, request.common, options["--cfg"], package, "--resolve" in options)
         elif multirun:
-            return _sweep(job, hydra, config_name, request.overrides, len(request.runs))
+            return _sweep(job, hydra, config_name, request.swept, len(request.runs))
         else:
             _start_log()
+            if request.axes:
+                log.info("One run of the experiment, which sweeps over %s: -m for all.", ", ".join(request.axes))
             run(request.runs[0])
     return 0
 
@@ -260,8 +265,9 @@ def _job_help(job: str) -> str:
         lines += ["", "Choices, each a file in conf/<group>/ (the first is the default):", ""]
         rows = []
         for group, default in defaults.items():
-            names = sorted(each.name.removesuffix(".yaml") for each in conf.joinpath(group).iterdir())
-            choices = [str(default), *(name for name in names if name != default)]
+            folder = Path(str(conf), group)
+            names = sorted(each.relative_to(folder).with_suffix("").as_posix() for each in folder.rglob("*.yaml"))
+            choices = [shown(default), *(name for name in names if name != default)]
             more = ", any <source>-<target> of language codes, e.g. en-sw" if group == "language_pair" else ""
             rows.append((f"  {group}", ", ".join(choices) + more))
         lines += _columns(rows)

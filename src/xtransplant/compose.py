@@ -129,7 +129,15 @@ class Request:
     overrides: list[str] = field(default_factory=list)  # those without a fault, as Hydra wants them
     runs: list[JobConfig] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    common: list[str] = field(default_factory=list)  # those that all runs of a sweep have in common
+    axes: dict[str, str] = field(default_factory=dict)  # what an experiment sweeps over beside them, with -m
     unclear: set[str] = field(default_factory=set)  # sections and keys that a fault concerns: not to be judged further
+
+    @property
+    def swept(self) -> list[str]:
+        """The overrides of a sweep. The axes are expanded here: Hydra would sweep twice over what both name."""
+        axes = [f"{key}={values}" for key, values in self.axes.items()]
+        return [*self.overrides, *axes, *(["hydra.sweeper.params=null"] if axes else [])]
 
 
 def read(
@@ -153,7 +161,9 @@ def read(
             request.unclear.add(name if name in reader.keys else name.partition(".")[0])
         else:
             request.overrides.append(reader.as_hydra_wants(line))
-    for lines in reader.sweep(request.overrides) if multirun else [request.overrides]:
+    request.common = reader.single(request.overrides)
+    request.axes = reader.axes(request.overrides)
+    for lines in reader.sweep(request.swept) if multirun else [request.overrides]:
         try:
             node = reader.compose(lines)
             for key in reader.keys.values():
@@ -201,9 +211,16 @@ def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:
         faults += template_faults(config.task) or pairing.check(config.task, config.language_pair)
     if isinstance(config, EvaluateConfig) and not {"model", "task", "language_pair"} & set(unclear):
         try:
-            selection.of_run(config)
+            chosen = selection.of_run(config)
         except XTransplantError as error:
             faults.append(str(error))
+        else:
+            for cell in chosen.cells if chosen is not None else []:
+                if num_layers is not None and max(cell.source, cell.target) >= num_layers:
+                    faults.append(
+                        f"selection={config.selection}: it names layers {cell.source} and {cell.target}, and "
+                        f"{config.model.path} has {num_layers}. Give the model that it was made for."
+                    )
     return faults
 
 
@@ -233,11 +250,43 @@ class _Reader:
         """The overrides of each run."""
         return BasicSweeper.split_arguments(self.parser.parse_overrides(overrides), None)[0]
 
+    def axes(self, overrides: list[str]) -> dict[str, str]:
+        """What an experiment's file sweeps over (`hydra.sweeper.params`): key -> its values, joined by commas.
+
+        Without those that the overrides say themselves, or say a part of.
+        """
+        parsed = self.parser.parse_overrides(overrides)
+        if not any(each.key_or_group == "experiment" for each in parsed):
+            return {}
+        try:
+            composed = self.hydra.compose_config(self.config_name, self.single(overrides), RunMode.MULTIRUN)
+        except _COMPOSITION_ERRORS:
+            return {}  # said when the runs are composed
+        given = [each.key_or_group for each in parsed]
+        params = OmegaConf.select(composed, "hydra.sweeper.params")
+        return {
+            str(key): str(values)
+            for key, values in (params or {}).items()
+            if not any(name == key or name.startswith(f"{key}.") for name in given)
+        }
+
+    def single(self, overrides: Sequence[str]) -> list[str]:
+        """Those that a sweep has in common."""
+        parsed = self.parser.parse_overrides(list(overrides))
+        return [line for line, each in zip(overrides, parsed, strict=True) if not each.is_sweep_override()]
+
     def choices(self, group: str) -> list[str]:
         if not re.fullmatch("[A-Za-z][A-Za-z0-9_/]*", group):
             return []
         loader = self.hydra.config_loader
-        return loader.get_group_options(group, config_name=self.config_name, overrides=self.search_path)
+
+        def options(folder: str, kind: ObjectType) -> list[str]:
+            return loader.get_group_options(folder, kind, config_name=self.config_name, overrides=self.search_path)
+
+        found = list(options(group, ObjectType.CONFIG))
+        for folder in options(group, ObjectType.GROUP) if group == "experiment" else []:
+            found += [f"{folder}/{name}" for name in options(f"{group}/{folder}", ObjectType.CONFIG)]
+        return found
 
     def override_faults(self, line: str, multirun: bool) -> list[str]:
         try:
@@ -302,6 +351,8 @@ class _Reader:
             return line
         body = line.lstrip("+")
         key = body.partition("=")[0]
+        if key == "experiment":
+            return body
         mappings = [each.name for each in self.keys.values() if typing.get_origin(each.annotation) is dict]
         if any(key == name or key.startswith(f"{name}.") for name in mappings):
             return f"++{body}"

@@ -232,7 +232,7 @@ def select(config: SelectConfig) -> None:
             each.strategy,
             _cells_shown([as_list(cell) for cell in each.cells]),
             "-" if each.score is None else f"{each.score:.3f}",
-            f"{each.vanilla:.3f}",
+            "-" if each.vanilla is None else f"{each.vanilla:.3f}",
             str(len(each.documents)),
         ]
         for each, grid in zip(chosen, grids, strict=False)

@@ -162,7 +162,7 @@ def _refuse_selected(config: EvaluateConfig, chosen: Selection, pairs: list[pair
         )
     provenance = loading.load(config.model).provenance
     weights = {"files": provenance["files"], "adapter": provenance["adapter"]}
-    if any(grid["weights"] != weights for grid in chosen.grids):
+    if any(grid["weights"] not in (None, weights) for grid in chosen.grids):
         raise XTransplantError(
             f"selection={config.selection}: it was made on other weights of {short_name(config.model)}. Run the grid "
             "and the selection again on this model."

@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from xtransplant.config import EvaluateConfig, short_name
+from xtransplant.config import EvaluateConfig, InterventionConfig, short_name
 from xtransplant.grid import as_list
 from xtransplant.types import STRATEGIES, Cell, Component, XTransplantError
 
@@ -28,7 +29,7 @@ class Selection:
         questions: digests of what they ask (`Grid.questions`), the same under any task's name.
         grids: what was selected on: folder, hashes, model, task family, language pair, intervention, control.
         score, vanilla: mean main metric on the documents selected on (a choice's own score is optimistic); None where
-            a fixed cell was not among those seen.
+            a fixed cell was not among those seen, or others chose.
     """
 
     strategy: str
@@ -40,7 +41,7 @@ class Selection:
     questions: list[str]
     grids: list[dict[str, Any]]
     score: float | None
-    vanilla: float
+    vanilla: float | None
 
     @property
     def marks(self) -> set[str]:
@@ -75,17 +76,25 @@ class Selection:
 def read(path: str) -> list[Selection]:
     """The selections of a selection.json, which may be given as a pattern that one file matches.
 
+    What is not there is looked for among the published ones of `conf/experiment/`.
+
     Raises:
         XTransplantError: no such file, several, not one of ours, or of another format.
     """
     given = Path(path).expanduser()
-    found = [given] if given.exists() else sorted(Path(given.anchor).glob(str(given.relative_to(given.anchor))))
+    ours = Path(str(files("xtransplant.conf")), "experiment", given)
+    if given.exists() or ours.is_file():
+        found = [given if given.exists() else ours]
+    else:
+        found = sorted(Path(given.anchor).glob(str(given.relative_to(given.anchor))))
     if len(found) > 1:
         raise XTransplantError(
             f"selection={path}: {len(found)} files match, e.g. {found[0]} and {found[1]}. Give one of them."
         )
     try:
         content = json.loads((found[0] if found else given).read_text(encoding="utf-8"))
+        if "published" in content:
+            return _published(content["published"])
         records = content["selections"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise XTransplantError(
@@ -93,6 +102,43 @@ def read(path: str) -> list[Selection]:
             "selection.json that `xtransplant select` wrote."
         ) from error
     return [Selection.from_dict(record) for record in records]
+
+
+def _published(content: dict[str, Any]) -> list[Selection]:
+    """Layer pairs that others chose, by model and language pair; of their grids nothing else is known.
+
+    Their documents are named as ours: "<task>/<half>:<number>".
+    """
+    documents = [
+        f"{task}/{content['keys']}:{number}" for task in content["tasks"] for number in range(content["documents"])
+    ]
+    component = Component(content["component"])
+    grid = {
+        **{"folder": None, "grid_sha256": None, "weights": None, "config_hash": None, "source": content["source"]},
+        **{"task_name": content["task"], "control": None, "num_layers": None},
+    }
+    paper = InterventionConfig()
+    grid["intervention"] = {
+        field.name: value.value if isinstance(value := getattr(paper, field.name), Enum) else value
+        for field in fields(InterventionConfig)
+        if field.name not in ("component", "control")
+    }
+    return [
+        Selection(
+            strategy=content["strategy"],
+            cells=[Cell(component, source, target)],
+            rule=None,
+            pooled=False,
+            candidates=(0, 0),
+            documents=documents,
+            questions=[],
+            grids=[grid | {"model_name": model, "language_pair": pair.split("-", 1)}],
+            score=None,
+            vanilla=None,
+        )
+        for model, pairs in content["pairs"].items()
+        for pair, (source, target) in pairs.items()
+    ]
 
 
 def as_record(selections: Sequence[Selection]) -> dict[str, Any]:
@@ -151,6 +197,8 @@ def fitting(path: str, model: str, task: str, source: str, target: str) -> Selec
             for grid in each.grids
         }
     )
+    if len(there) > 6:
+        there = [*there[:6], f"… ({len(there)} in all)"]
     what = "no selection" if not fits else f"{len(fits)} selections"
     raise XTransplantError(
         f"selection={path}: it holds {what} for {model} and {pair}. It holds: {'; '.join(there)}. Select on a grid of "

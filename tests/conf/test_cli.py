@@ -151,11 +151,16 @@ def test_root_composes(job: str) -> None:
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_choice_composes(group: str, choice: str) -> None:
     for job in JOBS:
-        if group in groups_of(job):
+        if group in groups_of(job) and (group != "experiment" or f" {job} " in header(f"{group}/{choice}")):
             found = faults(job, f"{group}={choice}")
             if choice in ("hf", "custom"):  # for what is given on the command line
                 found = [fault for fault in found if " is missing" not in fault]
             assert found == []
+
+
+def header(file: str) -> str:
+    lines = (CONF / f"{file}.yaml").read_text(encoding="utf-8").splitlines()
+    return "".join(f"{line}\n" for line in lines if line.startswith("# xtransplant "))
 
 
 def command_lines() -> Iterator[tuple[str, str]]:
@@ -174,8 +179,9 @@ def test_command_in_a_header_is_right(file: str, line: str) -> None:
     with compose.open_hydra() as hydra:
         request = compose.read(hydra, job, overrides, multirun="--multirun" in options)
     assert request.faults == []
-    group, _, choice = file.removesuffix(".yaml").rpartition("/")
-    assert (not group) or f"{group}={choice}" in overrides
+    group, _, choice = file.removesuffix(".yaml").partition("/")
+    # An experiment's further jobs read what its first one wrote.
+    assert (not choice) or f"{group}={choice}" in overrides or (group == "experiment" and job in ("select", "analyze"))
 
 
 @pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "task"])
@@ -237,6 +243,57 @@ def test_hydra_says_what_it_does(option: str, ran: list[Any]) -> None:
     assert list(Path().iterdir()) == []
 
 
+# --- Experiments -----------------------------------------------------------------------------------------------------
+
+
+def swept(*overrides: str) -> list[Any]:
+    with compose.open_hydra() as hydra:
+        request = compose.read(hydra, "evaluate", overrides, multirun=True)
+    assert request.faults == []
+    return request.runs
+
+
+def test_an_experiment_sweeps_over_what_its_file_says() -> None:
+    runs = swept("experiment=paper_v2/xcopa")
+    assert len(runs) == 3 * 9 * 2
+    assert {each.model.name for each in runs} == {"llama2_7b_chat", "mistral_7b_instruct_v0_3", "qwen2_7b_instruct"}
+    assert {shown_layers(each) for each in runs} == {"None", "['last', 'first']"}
+    assert {each.split for each in runs} == {config.Split.unseen}
+
+
+def shown_layers(given: EvaluateConfig) -> str:
+    return str(given.transplant.layers)
+
+
+def test_what_the_command_line_gives_takes_an_axis_place() -> None:
+    runs = swept("experiment=paper_v2/xcopa", "model=smollm2_135m", "language_pair=en-sw,en-th", "limit=3")
+    assert [(each.model.name, each.language_pair.target, each.limit) for each in runs] == [
+        ("smollm2_135m", language, 3) for language in ("sw", "sw", "th", "th")
+    ]
+    # A key of a section that is swept over: the section's choices would make no difference to it.
+    runs = swept("experiment=paper_v2/xcopa", "model=smollm2_135m", "language_pair=en-sw", "transplant.layers=[1,2]")
+    assert [shown_layers(each) for each in runs] == ["[1, 2]"]
+
+
+def test_an_experiment_is_done_by_hydras_sweeper(ran: list[Any]) -> None:
+    given = ["experiment=embedded/interventions", "transplant.match_norm=true", "transplant.strength=0.5,1"]
+    assert cli.main(["evaluate", "-m", *given]) == 0
+    found = [(each.transplant.mode.value, each.transplant.strength, each.transplant.match_norm) for each in ran]
+    assert sorted(found) == [(mode, s, True) for mode in ("add", "interpolate") for s in (0.5, 1.0)]
+
+
+def test_one_run_of_an_experiment_says_that_there_are_more(ran: list[Any], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    assert cli.main(["evaluate", "experiment=embedded/interventions"]) == 0
+    assert len(ran) == 1
+    assert "sweeps over transplant.mode, transplant.strength, transplant.match_norm: -m for all" in caplog.text
+
+
+def test_cfg_of_an_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "-m", "experiment=paper_v2/xnli", "--cfg", "job"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["transplant"]["component"] == "attn"
+
+
 # --- Files of the user's ---------------------------------------------------------------------------------------------
 
 
@@ -249,8 +306,10 @@ def test_own_model_task_and_experiment(ran: list[Any], write: Callable[[str, str
         "defaults:\n  - override /model: mine\n  - override /task: mine\n  - override /language_pair: en-ta\n"
         "limit: 7\n",
     )
-    assert cli.main(["evaluate", "-cd", "mine", "+experiment=mine"]) == 0
-    (given,) = ran
+    for override in ("experiment=mine", "+experiment=mine"):
+        assert cli.main(["evaluate", "-cd", "mine", override]) == 0
+    given, same = ran
+    assert given == same
     assert (given.model.name, given.model.dtype) == ("mine", config.Dtype.bfloat16)
     assert (given.task.name, given.task.tasks, given.limit) == ("my_task", ["my_{lang}"], 7)
     assert (given.language_pair.source, given.language_pair.target) == ("en", "ta")
