@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -264,18 +263,15 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("kind", catalogue.KINDS)
 def test_a_list_is_quick_and_loads_nothing_heavy(kind: str) -> None:
-    """0.3 s on an idle machine; the bound leaves room for the other tests."""
+    """In processor time, which other tests beside it do not change much; 0.3 s, or less, from start to end."""
     program = (
-        f"import sys; from xtransplant import cli; cli.main(['list', '{kind}']);"
-        f"print(*sorted(set(sys.modules) & {{'hydra', *{HEAVY}}}), file=sys.stderr)"
+        f"import sys, time; from xtransplant import cli; cli.main(['list', '{kind}']);"
+        f"print(time.process_time(), *sorted(set(sys.modules) & {{'hydra', *{HEAVY}}}), file=sys.stderr)"
     )
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-        times.append(time.perf_counter() - started)
-        assert done.stderr.splitlines()[-1] == ""
-    assert min(times) < 1
+    done = [subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True) for _ in "123"]
+    said = [each.stderr.splitlines()[-1].split() for each in done]
+    assert [heavy for _, *heavy in said] == [[], [], []]
+    assert min(float(seconds) for seconds, *_ in said) < 1
 
 
 def test_a_reader_may_have_enough() -> None:
