@@ -10,6 +10,7 @@ import difflib
 import functools
 import math
 import os
+import re
 import string
 import tempfile
 import types
@@ -106,8 +107,20 @@ def shown(value: Any) -> str:
 
 def did_you_mean(given: str, allowed: Collection[str]) -> str:
     """A question to put into a message; empty if nothing is close."""
-    close = difflib.get_close_matches(given, list(allowed), n=2)
+    close = near(given, allowed)
     return f"Did you mean {' or '.join(close)}? " if close else ""
+
+
+def near(given: str, allowed: Collection[str]) -> list[str]:
+    """At most two names like the given one, the likest first: by their letters, or because it is a part of them.
+
+    Case and what stands between words do not matter: Qwen3-8B is near to qwen3_8b.
+    """
+    plain = {name: "_".join(re.findall("[a-z0-9]+", name.casefold())) for name in (given, *allowed)}
+    wanted = plain[given]
+    alike = difflib.get_close_matches(wanted, dict.fromkeys(plain[name] for name in allowed), n=2)
+    parts = [plain[name] for name in allowed if len(wanted) > 2 and f"_{wanted}" in f"_{plain[name]}"]
+    return [name for each in dict.fromkeys([*alike, *parts]) for name in allowed if plain[name] == each][:2]
 
 
 def _which_key(name: str, known: Collection[str]) -> str:

@@ -1,6 +1,7 @@
 """The command line: `xtransplant <job> key=value …`. Refuses bad input before anything is loaded.
 
-Exit codes: 0 done; 1 a run of a sweep failed, or a bug, with its traceback; 2 the input was refused; 130 interrupted.
+Exit codes: 0 done; 1 a run of a sweep failed, a search in a list found nothing, or a bug, with its traceback; 2 the
+input was refused; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import tempfile
 import textwrap
 import traceback
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from xtransplant import __version__
+from xtransplant import __version__, catalogue
 from xtransplant.checks import (
     did_you_mean,
     keys,
@@ -38,6 +39,8 @@ from xtransplant.types import XTransplantError
 
 log = logging.getLogger(__name__)
 
+_LIST = "list"
+_LIST_HELP = f"what there is: {', '.join(catalogue.KINDS)}; further words are a search"
 _LM_EVAL = "lm-eval"
 _LM_EVAL_HELP = "lm-evaluation-harness's own command line, with --model xtransplant"
 
@@ -83,10 +86,13 @@ def _main(arguments: list[str]) -> int:
 
         jobs.lm_eval(rest)
         return 0
+    if job == _LIST:
+        return _list(rest)
     if job not in JOBS:
-        known = [*JOBS, _LM_EVAL]
+        known = [*JOBS, _LIST, _LM_EVAL]
+        hint = did_you_mean(job, known) or did_you_mean(job, [f"{_LIST} {kind}" for kind in catalogue.KINDS])
         raise XTransplantError(
-            f"{job}: not a job. {did_you_mean(job, known)}Jobs: {', '.join(known)}. "
+            f"{job}: not a job. {hint}Jobs: {', '.join(known)}. "
             "The job comes first, e.g. xtransplant evaluate language_pair=en-sw."
         )
     options, overrides, faults = _split(rest)
@@ -98,7 +104,9 @@ def _main(arguments: list[str]) -> int:
     return _run_job(job, options, overrides)
 
 
-def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
+def _split(
+    arguments: Sequence[str], known: Collection[str] = tuple(_OPTIONS)
+) -> tuple[dict[str, str], list[str], list[str]]:
     """Options, overrides and faults, in any order; Hydra itself wants options first."""
     options: dict[str, str] = {}
     overrides, faults = [], []
@@ -111,9 +119,9 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str], list[st
             overrides.append(word)
         elif word in ("-h", "--help"):
             options["--help"] = ""
-        elif name not in _OPTIONS:
+        elif name not in known:
             faults.append(
-                f"{word}: no such option. {did_you_mean(name, _OPTIONS)}Options: {', '.join(_OPTIONS)}. "
+                f"{word}: no such option. {did_you_mean(name, known)}Options: {', '.join(known)}. "
                 "Settings are given as key=value, without dashes, e.g. limit=100."
             )
         else:
@@ -126,6 +134,44 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str], list[st
                 faults.append(f"{word} {value}: not known. Give {name} {wanted}.")
             options[name] = value
     return options, overrides, faults
+
+
+# --- Lists ---------------------------------------------------------------------------------------------------------
+
+
+def _list(arguments: Sequence[str]) -> int:
+    """Print what there is of a kind; on standard output names and what they are, nothing else."""
+    options, words, faults = _split(arguments, known=("--config-dir",))
+    if "--help" in options:
+        print(_list_help())
+        return 0
+    kind, *sought = words or [""]
+    if kind not in catalogue.KINDS:
+        what = f" {kind}: no such list. {did_you_mean(kind, catalogue.KINDS)}" if kind else ": of what? "
+        faults.append(f"{_LIST}{what}Give one of {', '.join(catalogue.KINDS)}, e.g. xtransplant {_LIST} tasks.")
+    if faults:
+        raise refusal(faults)
+    all_of_them = catalogue.entries(kind, options.get("--config-dir"))
+    found = catalogue.search(all_of_them, sought)
+    if not found and sought:
+        near = catalogue.near_names(all_of_them, sought)
+        hint = f"Did you mean {' or '.join(near)}? " if near else ""
+        print(
+            f"{_LIST} {kind} {' '.join(sought)}: none of the {len(all_of_them)} {kind} has "
+            f"{'all these words' if len(sought) > 1 else 'this word'}. {hint}All: xtransplant {_LIST} {kind}.",
+            file=sys.stderr,
+        )
+        return 1
+    if not found:
+        group = kind.removesuffix("s")
+        print(f"There are no {kind}. Yours: {group}/<name>.yaml in a folder given as --config-dir.", file=sys.stderr)
+        return 0
+    try:
+        print("\n".join(catalogue.lines(found)), flush=True)
+    except BrokenPipeError:
+        # Whoever reads has enough, e.g. `head`. What is left must not be written at the exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 # --- Running -------------------------------------------------------------------------------------------------------
@@ -235,7 +281,8 @@ def _start_log() -> None:
 
 
 def _help() -> str:
-    jobs = {**{job: schema.__doc__ or "" for job, schema in JOBS.items()}, _LM_EVAL: _LM_EVAL_HELP}
+    jobs = {job: schema.__doc__ or "" for job, schema in JOBS.items()}
+    jobs |= {_LIST: _LIST_HELP, _LM_EVAL: _LM_EVAL_HELP}
     return "\n".join(
         [
             "xtransplant <job> key=value …    cross-lingual activation transplantation in language models",
@@ -243,7 +290,34 @@ def _help() -> str:
             *_columns([(f"  {job}", text) for job, text in jobs.items()]),
             "",
             "xtransplant <job> --help lists a job's keys. xtransplant --version shows the version.",
-            "Exit codes: 0 done; 1 a run of a sweep failed, or a bug; 2 the input was refused; 130 interrupted.",
+            "Exit codes: 0 done; 1 a run of a sweep failed, a list has nothing of the kind, or a bug; 2 the input was",
+            "refused; 130 interrupted.",
+        ]
+    )
+
+
+def _list_help() -> str:
+    name, (short, value, what) = "--config-dir", _OPTIONS["--config-dir"]
+    return "\n".join(
+        [
+            f"xtransplant {_LIST} {'|'.join(catalogue.KINDS)} [words]",
+            "",
+            "What there is to choose from, one a line, its name first. Of several words all must occur in the line, in",
+            "any case; tasks are found by their languages too, by code or name.",
+            "",
+            f"  xtransplant {_LIST} tasks",
+            f"  xtransplant {_LIST} tasks xcopa swahili",
+            f"  xtransplant {_LIST} models -cd my-conf",
+            "",
+            "What a line holds:",
+            "",
+            *_columns([(f"  {kind}", holds) for kind, holds in catalogue.KINDS.items()]),
+            "",
+            "Options:",
+            "",
+            *_columns([(f"  {short}, {name} {value}", what)]),
+            "",
+            "Exit codes: 0 done; 1 nothing has these words; 2 the input was refused.",
         ]
     )
 

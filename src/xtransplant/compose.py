@@ -30,7 +30,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from xtransplant import models, pairing, selection
+from xtransplant import catalogue, models, pairing, selection
 from xtransplant.checks import (
     did_you_mean,
     faults_of,
@@ -45,10 +45,13 @@ from xtransplant.types import XTransplantError
 
 # Said after the choices when one is unknown.
 _OTHER_CHOICES = {
-    "model": "Any other model: model=hf model.path=<hub id, folder or GGUF file>.",
-    "task": "Any other parallel tasks: a YAML file task/<name>.yaml in a folder given as --config-dir.",
+    "model": "With path and licence: xtransplant list models. Any other model: model=hf model.path=<hub id, folder or "
+    "GGUF file>.",
+    "task": "What each is: xtransplant list tasks. Any other parallel tasks: a YAML file task/<name>.yaml in a folder "
+    "given as --config-dir.",
     "language_pair": "Any two language codes of two or three letters: language_pair=<source>-<target>, e.g. en-sw "
-    "or en-zh-Hant; or language_pair.source=<code> language_pair.target=<code>.",
+    "or en-zh-Hant; or language_pair.source=<code> language_pair.target=<code>. Codes: xtransplant list languages.",
+    "experiment": "What each is: xtransplant list experiments.",
 }
 
 # A language code with subtags, e.g. sw, zh-Hant, zh_CN. After a hyphen they begin with a capital or a digit, so that
@@ -108,11 +111,7 @@ def open_hydra(config_dir: str | None = None) -> Iterator[Hydra]:
     register()
     search_path = create_config_search_path("pkg://xtransplant.conf")
     if config_dir is not None:
-        folder = Path(config_dir).absolute()
-        if not folder.is_dir():
-            raise XTransplantError(
-                f"--config-dir {config_dir}: no such folder. Give one with files such as model/<name>.yaml."
-            )
+        folder = catalogue.config_folder(config_dir)
         search_path.prepend(provider="command-line", path=f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
@@ -279,13 +278,9 @@ class _Reader:
         if not re.fullmatch("[A-Za-z][A-Za-z0-9_/]*", group):
             return []
         loader = self.hydra.config_loader
-
-        def options(folder: str, kind: ObjectType) -> list[str]:
-            return loader.get_group_options(folder, kind, config_name=self.config_name, overrides=self.search_path)
-
-        found = list(options(group, ObjectType.CONFIG))
-        for folder in options(group, ObjectType.GROUP) if group == "experiment" else []:
-            found += [f"{folder}/{name}" for name in options(f"{group}/{folder}", ObjectType.CONFIG)]
+        found = loader.get_group_options(group, config_name=self.config_name, overrides=self.search_path)
+        for folder in loader.list_groups(group):
+            found += [f"{folder}/{each}" for each in self.choices(f"{group}/{folder}")]
         return found
 
     def override_faults(self, line: str, multirun: bool) -> list[str]:
@@ -328,15 +323,19 @@ class _Reader:
             return []
         if value in choices:
             return []
+        hint = did_you_mean(str(value), choices)
+        if key == "language_pair":
+            meant = catalogue.pair_meant(str(value))
+            hint = f"Did you mean {meant}? " if meant is not None else ""
         return [
-            f"{key}={shown(value)}: there is no such {key}. {did_you_mean(str(value), choices)}"
+            f"{key}={shown(value)}: there is no such {key}. {hint}"
             f"Choices: {', '.join(choices)}. {_OTHER_CHOICES.get(key, '')}".rstrip()
         ]
 
     def _unreadable(self, line: str, why: str) -> str:
         key, equals, value = line.partition("=")
         if not equals:
-            groups = [each.name for each in dataclasses.fields(self.schema)]
+            groups = [*(each.name for each in dataclasses.fields(self.schema)), "experiment"]
             meant = [f"{group}={line}" for group in groups if line in self.choices(group)]
             hint = f"Did you mean {meant[0]}? " if meant else ""
             return f"{line}: not of the form key=value. {hint}Give e.g. limit=100; the keys are in the job's --help."

@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xtransplant.catalogue import languages_meant
 from xtransplant.config import (
     EvaluateConfig,
     LanguagePairConfig,
@@ -165,9 +166,11 @@ def check(task: TaskConfig, pair: LanguagePairConfig) -> list[str]:
     for side in ("source", "target"):
         language = getattr(pair, side)
         if task.languages and language not in task.languages:
+            meant = languages_meant(language, task.languages)
+            hint = f" (did you mean {' or '.join(meant)}?)" if meant else ""
             faults.append(
-                f"language_pair.{side}={language}: task {task.name} has no such language"
-                f"{_did_you_mean(language, task.languages)}. It has: {', '.join(sorted(task.languages))}."
+                f"language_pair.{side}={language}: task {task.name} has no such language{hint}. It has: "
+                f"{', '.join(sorted(task.languages))}. Tasks of other languages: xtransplant list languages."
             )
     if task.source_tasks is not None and len(task.source_tasks) != len(task.tasks):
         faults.append(

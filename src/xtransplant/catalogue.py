@@ -1,0 +1,222 @@
+"""What there is to choose from: models, tasks, languages, experiments; and which language a near miss may mean.
+
+Read from the YAML files as they are. Composing each of them with Hydra would take seconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xtransplant.checks import near
+from xtransplant.types import XTransplantError
+
+# What can be listed -> what a line of the list holds.
+KINDS = {
+    "models": "name for model=, path, licence",
+    "tasks": "name for task=, what it is, number of languages",
+    "languages": "code for language_pair=<source>-<target>, name, the tasks that have it",
+    "experiments": "name for experiment=, what it is",
+}
+
+# libyaml's, where PyYAML was built with it, is eight times as fast.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SENTENCE_END = re.compile(r"\.(?=\s+[A-Z]|$)")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a list."""
+
+    columns: tuple[str, ...]  # as shown; the first is the name
+    languages: tuple[str, ...] = ()  # codes; a search looks at them and at their names, although they are not shown
+
+    @property
+    def name(self) -> str:
+        return self.columns[0]
+
+
+def config_folder(config_dir: str) -> Path:
+    """The folder of the user's own files.
+
+    Raises:
+        XTransplantError: it does not exist.
+    """
+    folder = Path(config_dir).absolute()
+    if not folder.is_dir():
+        raise XTransplantError(
+            f"--config-dir {config_dir}: no such folder. Give one with files such as model/<name>.yaml."
+        )
+    return folder
+
+
+def entries(kind: str, config_dir: str | None = None) -> list[Entry]:
+    """Everything of a kind, by name; a file of the user's stands before ours of the same name, as in Hydra.
+
+    Args:
+        kind: one of `KINDS`.
+        config_dir: folder of the user's own files.
+
+    Raises:
+        XTransplantError: there is no such folder, or a file in it is not YAML.
+    """
+    if kind == "languages":
+        families: dict[str, list[str]] = {}
+        for task in entries("tasks", config_dir):
+            for code in task.languages:
+                families.setdefault(code, []).append(task.name)
+        return [
+            Entry((code, language_name(code) or "-", ", ".join(families[code])), (code,)) for code in sorted(families)
+        ]
+    choices = _choices(kind.removesuffix("s"), config_dir)
+    found = []
+    for name, path in sorted(choices.items()):
+        about = _description(path)
+        if kind == "models":
+            content = _content(name, choices)
+            # A preset without a path takes the one that is given on the command line.
+            where = str(content.get("path", "???")).replace("???", "model.path=…")
+            found.append(Entry((name, where, str(content.get("licence") or about))))
+        elif kind == "tasks":
+            languages = _content(name, choices).get("languages") or {}
+            count = f"{len(languages)} languages" if languages else "any language"
+            found.append(Entry((name, f"{about} ({count})".lstrip()), tuple(map(str, languages))))
+        else:
+            found.append(Entry((name, about)))
+    return found
+
+
+def search(given: Sequence[Entry], words: Sequence[str]) -> list[Entry]:
+    """The entries in which all words occur, in any case; a language's code as a word of its own, not inside another."""
+    codes = _codes(given)
+    return [entry for entry in given if all(_occurs(word.casefold(), entry, codes) for word in words)]
+
+
+def near_names(given: Sequence[Entry], words: Sequence[str]) -> list[str]:
+    """Names, or codes of languages, like those words of a search that occur in no entry."""
+    names, codes = [entry.name for entry in given], _codes(given)
+    missed = [word for word in words if not search(given, [word])]
+    alike = [name for word in missed for name in languages_meant(word, codes) or near(word, names)]
+    return list(dict.fromkeys(alike))[:3]
+
+
+def lines(given: Sequence[Entry]) -> list[str]:
+    """One line an entry, in aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*(entry.columns for entry in given), strict=True)]
+    padded = [[f"{text:<{width}}" for text, width in zip(entry.columns, widths, strict=True)] for entry in given]
+    return ["  ".join(columns).rstrip() for columns in padded]
+
+
+def _codes(given: Sequence[Entry]) -> list[str]:
+    return sorted({code for entry in given for code in entry.languages})
+
+
+def _occurs(word: str, entry: Entry, codes: Collection[str]) -> bool:
+    text = " ".join(entry.columns).casefold()
+    if word in map(str.casefold, codes):
+        alone = re.search(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])", text) is not None
+        return alone or word in map(str.casefold, entry.languages)
+    return word in text or any(word in language_name(code).casefold().split() for code in entry.languages)
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+def _choices(group: str, config_dir: str | None) -> dict[str, Path]:
+    """Name of a choice, with its subfolders -> its file."""
+    roots = [Path(str(files("xtransplant.conf"))), *([] if config_dir is None else [config_folder(config_dir)])]
+    return {
+        path.relative_to(root / group).with_suffix("").as_posix(): path
+        for root in roots
+        for path in (root / group).rglob("*.yaml")
+    }
+
+
+def _content(name: str, choices: Mapping[str, Path], below: Collection[str] = ()) -> dict[str, Any]:
+    """A file's keys, on top of those of the files of its group that its `defaults` name."""
+    if name not in choices or name in below:
+        return {}
+    try:
+        content = yaml.load(choices[name].read_text(encoding="utf-8"), _LOADER)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise XTransplantError(f"{choices[name]}: not YAML: {error}\nMend the file.") from error
+    if not isinstance(content, dict):
+        return {}
+    merged: dict[str, Any] = {}
+    for each in content.pop("defaults", None) or []:
+        if isinstance(each, str) and each != "_self_":
+            merged |= _content(each.rpartition("/")[2], choices, (*below, name))
+    return merged | content
+
+
+def _description(path: Path) -> str:
+    """The first sentence of the comment at the top, commands and Hydra's own lines left out."""
+    said = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.strip() and not line.startswith("#"):
+            break
+        text = line.removeprefix("#").strip()
+        if not text.startswith(("xtransplant ", "@")):
+            said.append(text)
+    return _SENTENCE_END.split(" ".join(filter(None, said)), maxsplit=1)[0].rstrip(":")
+
+
+# --- Languages -------------------------------------------------------------------------------------------------------
+
+
+def language_name(code: str) -> str:
+    """A language's English name in the Unicode CLDR, e.g. Swahili; empty where that has none."""
+    languages, scripts = _names()
+    base, _, subtag = code.partition("-")
+    whole = languages.get(code.replace("-", "_"))
+    if whole is None and subtag in scripts and base in languages:
+        whole = f"{languages[base]} ({scripts[subtag]})"
+    return whole or ""
+
+
+def languages_meant(given: str, known: Collection[str]) -> list[str]:
+    """Codes of `known` that a wrong one may stand for: in another spelling, by its name, or as a country's code.
+
+    EN and en_GB mean en; swa, Swahili and Swahilli sw; and jp, which is Japan's, ja.
+    """
+    from babel.core import get_global
+
+    by_code = {code.casefold().replace("_", "-"): code for code in known}
+    by_name = {name.casefold(): code for code in known if (name := language_name(code))}
+    wanted = given.casefold().replace("_", "-").strip()
+    shorter = get_global("language_aliases").get(wanted, "")  # three letters -> two
+    spoken_there = get_global("likely_subtags").get(f"und_{wanted.upper()}", "").partition("_")[0]
+    candidates = [
+        *(by_code.get(each) for each in (wanted, wanted.partition("-")[0], shorter, spoken_there)),
+        *(by_code[each] for each in difflib.get_close_matches(wanted, by_code, n=1, cutoff=0.8)),
+        *(by_name[each] for each in difflib.get_close_matches(wanted, by_name, n=1, cutoff=0.8)),
+    ]
+    return list(dict.fromkeys(code for code in candidates if code is not None))[:2]
+
+
+def pair_meant(given: str) -> str | None:
+    """The language pair that english-swahili, en_sw, EN-SW or sw alone may stand for, of languages that we have."""
+    known = _codes(entries("tasks"))
+    for separator in re.finditer(r"[^A-Za-z0-9]+", given):
+        sides = given[: separator.start()], given[separator.end() :]
+        source, target = (languages_meant(side, known) for side in sides)
+        if source and target:
+            return f"{source[0]}-{target[0]}"
+    alone = [code for code in languages_meant(given, known) if code != "en"]
+    return f"en-{alone[0]}" if alone else None
+
+
+@functools.cache
+def _names() -> tuple[dict[str, str], dict[str, str]]:
+    from babel import Locale
+
+    english = Locale("en")
+    return dict(english.languages), dict(english.scripts)

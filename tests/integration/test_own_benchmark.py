@@ -1,0 +1,99 @@
+"""The worked example of docs/own-benchmark.md: its files are written as they stand there, its commands run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.equivalence.tiny import save_checkpoint
+from tests.integration.test_readme import commands
+from xtransplant import cli, record
+from xtransplant.grid import Grid
+
+PAGE = "docs/own-benchmark.md"
+TEXT = (Path(__file__).resolve().parents[2] / PAGE).read_text(encoding="utf-8")
+# A file's name, then what it holds.
+FILES = {
+    name: content for name, content in re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)```$", TEXT, re.MULTILINE | re.DOTALL)
+}
+YAML = {name: content for name, content in FILES.items() if name.endswith(".yaml")}
+DOCUMENTS = {
+    Path(name).stem: [json.loads(line) for line in content.splitlines()]
+    for name, content in FILES.items()
+    if name.endswith(".jsonl")
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The user's folder, with every file of the page and a tiny model."""
+    here = tmp_path_factory.mktemp("own")
+    for name, content in FILES.items():
+        path = here / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    save_checkpoint("llama", here / "model")
+    return here
+
+
+def test_the_page_shows_all_of_it() -> None:
+    assert len(re.findall("^```yaml", TEXT, re.MULTILINE)) == len(YAML) == 3
+    assert sum(len(content.splitlines()) for content in YAML.values()) < 20
+    assert all(isinstance(yaml.safe_load(content), dict) for content in YAML.values())
+    assert {language: len(rows) for language, rows in DOCUMENTS.items()} == {"en": 6, "de": 6}
+    # Both languages ask the same.
+    of = {language: {row["id"]: row for row in rows} for language, rows in DOCUMENTS.items()}
+    assert of["en"].keys() == of["de"].keys()
+    assert all(of["de"][key]["label"] == row["label"] for key, row in of["en"].items())
+
+
+def test_its_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("XTRANSPLANT_DATA", raising=False)
+    lines = [shlex.split(line)[1:] for line in commands(PAGE)]
+    for arguments in lines:
+        if arguments[0] != "list":
+            arguments = [*arguments, "model=hf", "model.path=model", "model.name=tiny"]
+        assert cli.main(arguments) == 0
+        if arguments[0] == "list":
+            assert capsys.readouterr().out == "riddles  Riddles with three answers (2 languages)\n"
+
+    runs = {(run.manifest["condition"], *run.manifest["tasks"]): run for run in record.find_runs(["outputs/evaluate"])}
+    prompts = {
+        ("vanilla", "riddles"): "{}\n-",
+        ("ffn 3>0", "riddles"): "{}\n-",
+        ("vanilla", "riddles_de"): "Frage: {}\nAntwort:",
+    }
+    assert runs.keys() == prompts.keys()
+    assert runs["ffn 3>0", "riddles"].manifest["counts"]["transplants"] == 6
+    for (condition, task), prompt in prompts.items():
+        run = runs[condition, task]
+        facts = run.manifest["tasks"][task]
+        assert (facts["aligned"], facts["documents"], facts["gold_equal"]) == (6, 6, 6)
+        assert "acc,none" in run.results["results"][task]
+        samples = (run.folder / f"samples_{task}.jsonl").read_text(encoding="utf-8").splitlines()
+        for row, english, german in zip(map(json.loads, samples), DOCUMENTS["en"], DOCUMENTS["de"], strict=True):
+            assert row["key"] == german["id"]
+            assert row["arguments"][0][0] == prompt.format(german["question"])
+            assert row["arguments"][0][1] == f" {german['choices'][0]}"
+            assert row["source_prompts"] == [f"{english['question']}\n-"]
+
+    (grid,) = Path("outputs/grid").glob("tiny-riddles-de-en-*/grid.npz")
+    assert Grid.load(grid).scores[0].shape == (6, 4)
+
+
+def test_a_language_without_data_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two languages of the same task are told apart by their files alone: a missing one must not go unnoticed."""
+    monkeypatch.chdir(folder)
+    line = ["evaluate", "--config-dir", "my-conf", "task=riddles", "model=hf", "model.path=model"]
+    assert cli.main([*line, "language_pair=en-fr"]) == 2
+    assert "task riddles has no such language" in capsys.readouterr().err
+    assert cli.main([*line, "language_pair=en-fr", "task.languages.fr=fr"]) == 2
+    assert "it has no file riddles/fr.jsonl" in capsys.readouterr().err
