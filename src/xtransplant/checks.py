@@ -140,6 +140,12 @@ def _sections(known: Collection[str]) -> list[str]:
     return list(dict.fromkeys(key.partition(".")[0] for key in known if "." in key))
 
 
+# Keys that are looked for in the wrong job, with what to do.
+_ELSEWHERE: dict[tuple[type[JobConfig], str], str] = {
+    (GridConfig, "transplant.layers"): "A grid's layer pairs are grid.pairs, e.g. 'grid.pairs=[[13,2]]'. "
+}
+
+
 def faults_of(schema: type[JobConfig], name: str, value: Any, where: str = "") -> list[str]:
     """What is wrong with giving a key, or a section's mapping, this value; judged without the rest of the config.
 
@@ -158,7 +164,8 @@ def faults_of(schema: type[JobConfig], name: str, value: Any, where: str = "") -
     if key is None:
         parent = known.get(name.rpartition(".")[0])
         if parent is None or typing.get_origin(parent.annotation) is not dict:
-            return [f"{given}: there is no key {name}. {_which_key(name, known)}{_allowed_keys(name, known)}"]
+            hint = _ELSEWHERE.get((schema, name)) or _which_key(name, known)
+            return [f"{given}: there is no key {name}. {hint}{_allowed_keys(name, known)}"]
         if _is_text(value):
             return []
         return [f"{given}: wrong value. Allowed: text ({parent.name}: {parent.help})."]
@@ -237,9 +244,9 @@ def validate(config: JobConfig, num_layers: int | None = None, unclear: Collecti
         faults += _reader_faults(config, unclear)
     if isinstance(config, SummarizeConfig) and "runs" not in unclear:
         faults += [
-            f"runs: {pattern} matches no folder. Give folders of runs, e.g. runs=[outputs/evaluate/*]."
-            for pattern in config.runs
-            if not folders(pattern)
+            f"runs: {shown(pattern)} matches no folder. Give folders of runs, e.g. runs=[outputs/evaluate/*]."
+            for pattern in listed(config.runs)
+            if not isinstance(pattern, str) or not folders(pattern)
         ]
     return faults
 
@@ -328,7 +335,8 @@ def _wrong_values(config: JobConfig, checks: Mapping[str, tuple[bool, str]], unc
     for name, (good, allowed) in checks.items():
         if not good and not _is_unclear(name, unclear):
             value = functools.reduce(getattr, name.split("."), config)
-            faults.append(f"{name}={shown(value)}: wrong value. Allowed: {allowed}.")
+            end = "" if allowed.endswith("?") else "."
+            faults.append(f"{name}={shown(value)}: wrong value. Allowed: {allowed}{end}")
     return faults
 
 
@@ -363,8 +371,8 @@ def _reader_faults(config: GridReader, unclear: Collection[str]) -> list[str]:
                 continue
             if not isinstance(pattern, str) or not folders(pattern):
                 faults.append(
-                    f"{name}: {shown(pattern)} matches no folder. Give folders of grid runs, e.g. "
-                    "outputs/grid/*-sample-*."
+                    f"{name}: {shown(pattern)} matches no folder. Give folders of grid runs, e.g. outputs/grid/*-"
+                    f"{ {'grid': 'sample', 'unseen': 'unseen', 'controls': 'noise'}[name] }-*."
                 )
     if isinstance(config, SelectConfig):
         cell = isinstance(config.fixed, list) and len(config.fixed) == 3 and config.fixed[0] in ("ffn", "attn")
@@ -372,7 +380,7 @@ def _reader_faults(config: GridReader, unclear: Collection[str]) -> list[str]:
         checks = {
             "strategy": (
                 config.strategy in STRATEGIES,
-                f"one of {', '.join(STRATEGIES)}. {did_you_mean(config.strategy, STRATEGIES)}".strip().rstrip("."),
+                f"one of {', '.join(STRATEGIES)}. {did_you_mean(config.strategy, STRATEGIES)}".strip(" ."),
             ),
             "component": (
                 config.component in (None, *(each.name for each in Component)),

@@ -34,6 +34,7 @@ from xtransplant.config import (
     JobConfig,
     SelectConfig,
     StrategiesConfig,
+    listed,
 )
 from xtransplant.types import XTransplantError
 
@@ -230,7 +231,7 @@ def run(config: JobConfig) -> None:
     elif isinstance(config, DoctorConfig):
         jobs.doctor(config)
     else:
-        jobs.summarize(config.runs)
+        jobs.summarize(listed(config.runs))
 
 
 def _sweep(job: str, hydra: Any, config_name: str, overrides: list[str], count: int) -> int:
@@ -273,6 +274,8 @@ def _start_log() -> None:
     """One line a message on standard error; where logging is set up already, it stays as it is."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("xtransplant").setLevel(logging.INFO)
+    # Retries, each said twice; that the hub was not reached is said once, when they are over.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # Its warnings are on how a task's YAML is written: nothing that the user of a run can act on.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 

@@ -70,7 +70,8 @@ def strategy_table(
     shared = unseen.marked(sample.marks)
     if shared:
         raise XTransplantError(
-            f"{name_of(sample)} and {name_of(unseen)} share {len(shared)} documents: {min(shared)}, …"
+            f"{name_of(sample)} and {name_of(unseen)} share {len(shared)} documents, e.g. {min(shared)}. "
+            "Give a grid of other documents as unseen= (split=unseen)."
         )
     control_rows = _control_rows(controls, sample, unseen, seed)
     vanilla = unseen.vanilla[0].astype(np.float64)

@@ -284,6 +284,8 @@ class _Reader:
         return found
 
     def override_faults(self, line: str, multirun: bool) -> list[str]:
+        if line == "=":
+            return ["=: stands alone. Write key=value without spaces, e.g. limit=100."]
         try:
             override = self.parser.parse_overrides([line])[0]
         except HydraException as error:
@@ -376,7 +378,7 @@ class _Reader:
         named = re.search("In '([^']+)'", text)
         faults = self._file_faults(named[1]) if named else []
         if isinstance(error, yaml.YAMLError):
-            text = f"Not YAML: {text}\nMend the file."
+            text = f"Not YAML: {text}.\nMend the file."
         lines = [line.strip() for line in text.splitlines()]
         return faults or [" ".join(line for line in lines if line and not line.startswith(_NOISE))]
 

@@ -301,8 +301,9 @@ class DoctorConfig:
 class SummarizeConfig:
     """one table of finished runs"""
 
-    runs: list[str] = field(
-        default_factory=lambda: ["outputs/evaluate/*"], metadata={"help": "run folders; patterns with * are expanded"}
+    runs: Any = field(
+        default_factory=lambda: ["outputs/evaluate/*"],
+        metadata={"help": "folders of runs; patterns with * are expanded", "type": "folder or [folder, …]"},
     )
 
 
@@ -357,7 +358,7 @@ def run_name(config: TaskJob, num_layers: int | None = None, strategy: str | Non
         strategy: of the selection, if there is one.
     """
     pair, transplant = config.language_pair, config.transplant
-    parts = [short_name(config.model)[:24], config.task.name[:20], pair.source[:8], pair.target[:8]]
+    parts = [short_name(config.model)[:24], config.task.name[:28], pair.source[:8], pair.target[:8]]
     if isinstance(config, GridConfig):
         parts += ["_".join(listed(config.transplant.component)), config.split.value]
         if isinstance(config.grid.pairs, str) and config.grid.pairs != "all":

@@ -272,8 +272,8 @@ class Grid:
                 raise XTransplantError(f"{path}: a grid of format {names['format']}; this version reads {FORMAT}.")
             lists = {name: names.get(name) for name in ("texts", "questions")}
             return cls(names["meta"], names["cells"], names["documents"], **lists, **stored)
-        except FileNotFoundError as error:
-            raise XTransplantError(f"{path}: no such grid.") from error
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise XTransplantError(f"{path}: no such grid. Give the file grid.npz of a grid's folder.") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
             raise XTransplantError(f"{path}: not a grid, or damaged ({error}). Compute it anew.") from error
         except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:

@@ -46,7 +46,7 @@ _PROMPTING = (
 
 def grid(config: GridConfig) -> None:
     """Every layer pair on the documents of a language pair: responses, and the harness's grades."""
-    from xtransplant import grading, jobs
+    from xtransplant import grading, jobs, loading
     from xtransplant.lm import captures_of, load_decoder
     from xtransplant.sweep_lm import Shards, Sweep, SweepLM, rounds
 
@@ -57,6 +57,7 @@ def grid(config: GridConfig) -> None:
         shutil.rmtree(folder / _RESPONSES, ignore_errors=True)  # left by a kill right after the run was finished
         print(_grid_summary(Grid.load(folder / GRID)))
         return
+    loading.check_here(config.model, config.task.apply_chat_template)
     pairs = jobs.load_pairs(config)
     grading.check([found.target for found in pairs])
     # To overwrite is to drop a finished run; what is left of an interrupted one is of this very work.
@@ -210,8 +211,11 @@ def select(config: SelectConfig) -> None:
         if len(several) > 1:
             raise XTransplantError(
                 f"grid: {len(several)} grids of {' '.join(place)}: {', '.join(several)}. One choice is made for each "
-                "model, task and language pair: give one of them, e.g. with a pattern that has -sample- in it."
+                "model, task and language pair: give one of them, by its folder."
             )
+    for each in grids:
+        if each.meta["split"] == "unseen":
+            log.warning("%s: chosen on the unseen half, which is to test a choice on.", " ".join(_place(each)))
     options = {"component": config.component, "fixed": config.fixed, "candidates": config.candidates}
     chosen = choosing.select(
         grids, config.strategy, config.pooled, folders, alpha=config.alpha, seed=config.seed, **options
@@ -238,7 +242,10 @@ def select(config: SelectConfig) -> None:
         for each, grid in zip(chosen, grids, strict=False)
     ]
     print(tables.table(["model", "task", "pair", "split", "strategy", "cells", "score", "vanilla", "documents"], rows))
-    print("\nThe score is optimistic: the choice was made on these documents.")
+    if all(each.score is None for each in chosen):
+        print("\nNo score: the cell is none of the grid's.")
+    elif config.strategy != "fixed":
+        print("\nThe score is optimistic: the choice was made on these documents.")
     print(path)
 
 
@@ -277,7 +284,8 @@ def analyze(config: AnalyzeConfig) -> None:
     """Tables and pictures of grids."""
     from xtransplant import analysis, charts
 
-    grids, _ = _load(listed(config.grid), "grid")
+    # Where controls are named, a pattern that takes them in too means the others.
+    grids, _ = _load(listed(config.grid), "grid", controls=not config.controls)
     controls = _load(listed(config.controls), "controls")[0] if config.controls else []
     beside = _beside(controls, grids)
     if not controls and len({each.meta["control"] for each in grids}) > 1:
@@ -326,6 +334,12 @@ def _beside(controls: Sequence[Grid], grids: Sequence[Grid]) -> dict[str, list[G
     Raises:
         XTransplantError: a control that fits none.
     """
+    for control in controls:
+        if control.meta["control"] is None:
+            raise XTransplantError(
+                f"controls: {name_of(control)} is no control. Give grids made with transplant.control=random_document "
+                "or noise."
+            )
     found = {grid.sha256: [each for each in controls if no_counterpart(each, grid) is None] for grid in grids}
     for control in controls:
         if not any(control is each for beside in found.values() for each in beside):

@@ -46,8 +46,9 @@ def evaluate(config: EvaluateConfig) -> None:
     folder = Path(config.output_dir, "evaluate", f"{name}-{short_hash}")
     finished = finished_run(config, folder)
     if finished is not None:
-        print(tables.run_table(finished))
+        _show(finished)
         return
+    loading.check_here(config.model, config.task.apply_chat_template)
     pairs = load_pairs(config)
     if chosen is not None:
         _refuse_selected(config, chosen, pairs)
@@ -77,11 +78,16 @@ def evaluate(config: EvaluateConfig) -> None:
     record.close_run(folder, manifest)
     run = record.load_run(folder)
     assert run is not None
-    print(f"\n{manifest['model_name']}, {manifest['language_pair']}, {manifest['condition']}")
-    print(tables.run_table(run))
+    _show(run)
     if lm.counts.promptless:
         print(f"{lm.counts.promptless} requests had no prompt, and no transplant.")
     print(f"\n{folder}")
+
+
+def _show(run: record.Run) -> None:
+    facts = run.manifest
+    print(f"\n{facts['model_name']}, {facts['language_pair']}, {facts['condition']}")
+    print(tables.run_table(run))
 
 
 def finished_run(config: TaskJob, folder: Path) -> record.Run | None:

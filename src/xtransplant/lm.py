@@ -607,4 +607,11 @@ def lm_eval_main(arguments: list[str]) -> None:
     if arguments[:1] in (["run"], ["ls"]) and "--include_path" not in arguments:
         arguments = [*arguments, "--include_path", str(files("xtransplant.tasks"))]
     sys.argv = ["lm-eval", *arguments]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except ValueError as error:
+        if not str(error).startswith("Tasks not found"):
+            raise
+        raise XTransplantError(
+            f"--tasks: {error}. xtransplant list tasks shows our families, xtransplant lm-eval ls tasks all tasks."
+        ) from error

@@ -89,6 +89,28 @@ def load(config: ModelConfig) -> LoadedModel:
     return loaded
 
 
+def check_here(config: ModelConfig, chat: bool) -> None:
+    """What only this machine and the tokenizer can tell, and is not to be found out after the data are loaded.
+
+    Raises:
+        XTransplantError: there is no such device; or prompts are to be chats, and the tokenizer has no template.
+    """
+    if config.device not in ("auto", "cpu"):
+        _device(config)
+    if chat:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(**_where(config), trust_remote_code=config.trust_remote_code)
+        except (OSError, ValueError, ImportError, RuntimeError, KeyError):
+            return  # said when the model is loaded
+        if tokenizer.chat_template is None:
+            raise XTransplantError(
+                f"task.apply_chat_template=true: the tokenizer of {config.path} has no chat template. Use false, or an "
+                "instruction-tuned model."
+            )
+
+
 def _load(config: ModelConfig, where: dict[str, Any], device: str | None) -> LoadedModel:
     import torch
     from transformers import AutoConfig, AutoTokenizer

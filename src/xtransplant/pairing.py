@@ -185,10 +185,12 @@ def check(task: TaskConfig, pair: LanguagePairConfig) -> list[str]:
     if faults:
         return faults
     known = find_tasks(tuple(task.include_path))
-    for name in dict.fromkeys(name for names in task_names(task, pair) for name in names):
+    sides = {"task.tasks": 0, "task.source_tasks" if task.source_tasks is not None else "task.tasks of the source": 1}
+    asked = {names[side]: key for key, side in reversed(sides.items()) for names in task_names(task, pair)}
+    for name, key in asked.items():
         if name not in known:
             faults.append(
-                f"task.tasks: lm-eval has no task {name!r}{_did_you_mean(name, known)}. Allowed: the harness's "
+                f"{key}: lm-eval has no task {name!r}{_did_you_mean(name, known)}. Allowed: the harness's "
                 "tasks (xtransplant lm-eval ls tasks), ours (tasks/), and those below task.include_path=[folder]."
             )
     if task.data_dir is not None:

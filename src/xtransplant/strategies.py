@@ -135,6 +135,13 @@ def _select(grid: Grid, strategy: str, options: Options, pooled: bool, described
     elif strategy == "target_first":
         among &= np.array([cell.target == 0 for cell in grid.cells])
     if not among.any():
+        there = dict.fromkeys(cell.component for cell in grid.cells)
+        if options.component is not None and options.component not in there:
+            wanted, has = options.component.value, ", ".join(each.value for each in there)
+            raise XTransplantError(
+                f"{name_of(grid)}: component={wanted}: it has cells of {has} only. Compute a grid with "
+                f"transplant.component={wanted}, or choose among {has}."
+            )
         raise XTransplantError(f"{name_of(grid)}: {strategy} has no cell that was seen on all documents.")
     order = ranked(grid, among)
     best = grid.cells[order[0]]

@@ -11,9 +11,9 @@ from xtransplant.record import Run
 
 _LEGEND = """\
 Accuracy (acc) on the pair's target language, the second; in brackets, the difference to the vanilla model.
-ffn I>J: the feed-forward output of layer I, read at the last token of the prompt in the source language, put in
-place of layer J's at the last token of the same prompt in the target language. A strategy's name (overall, vote, …):
-what its selection says, see `xtransplant select`.
+ffn I>J (attn I>J): the feed-forward (attention) output of layer I, read at the last token of the prompt in the source
+language, put in place of layer J's at the last token of the same prompt in the target language. A strategy's name
+(overall, vote, …): what its selection says, see `xtransplant select`.
 trivial: a guess that does not read the question. With 50 documents, differences below about 0.1 can be chance."""
 
 

@@ -97,7 +97,7 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     ("evaluate task.min_gold_agreement=most", ("task.min_gold_agreement=most", "a number")),
     ("evaluate model={dtype:fp8}", ("model.dtype=fp8", "float32")),
     ("evaluate model.name=null", ("model.name=null", "text")),
-    ("summarize runs=outputs", ("runs=outputs", "[text")),
+    ("summarize runs=outputs", ("runs: outputs matches no folder", "outputs/evaluate/*")),
     # several values
     ("evaluate seed=1,2", ("seed=1,2", "-m", "[a,b]")),
     ("evaluate -m seed=1,two", ("seed=two", "a whole number")),

@@ -529,7 +529,7 @@ def test_a_record_that_is_no_selection_is_refused(sample: Grid) -> None:
         ({"alpha": 1.0}, r"alpha=1\.0"),
         ({"folds": 1}, "folds=1"),
         ({"component": "mlp"}, "component='mlp'"),
-        ({"component": Component.attn_as_released}, "no cell that was seen"),
+        ({"component": Component.attn_as_released}, "it has cells of ffn, attn only"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(sample: Grid, options: dict[str, Any], message: str) -> None:
