@@ -72,7 +72,7 @@ def tiny(case: str, **changes: Any) -> PreTrainedModel:
     return model.float().eval()
 
 
-def save_checkpoint(case: str, folder: Path) -> Path:
+def save_checkpoint(case: str, folder: Path, **changes: Any) -> Path:
     """A tiny checkpoint as a hub repository has it, with a byte-level tokenizer and a chat template."""
     tokenizer = Tokenizer(models.BPE(vocab={}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -89,5 +89,5 @@ def save_checkpoint(case: str, folder: Path) -> Path:
         "{% if add_generation_prompt %}<s>assistant: {% endif %}",
     )  # fmt: skip
     fast.save_pretrained(folder)
-    tiny(case, vocab_size=len(fast), max_position_embeddings=512).save_pretrained(folder)
+    tiny(case, **{"vocab_size": len(fast), "max_position_embeddings": 512} | changes).save_pretrained(folder)
     return folder
