@@ -279,6 +279,9 @@ class _Reader:
             return []
         if value in choices:
             return []
+        refused = pairing.why_refused(str(value)) if key == "task" else None
+        if refused is not None:
+            return [f"{key}={shown(value)}: {refused}"]
         return [
             f"{key}={shown(value)}: there is no such {key}. {did_you_mean(str(value), choices)}"
             f"Choices: {', '.join(choices)}. {_OTHER_CHOICES.get(key, '')}".rstrip()

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +23,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtransplant.config import Control, LanguagePairConfig, Split, TaskConfig, Unmatched
+from xtransplant.config import Control, EmptyPrompt, LanguagePairConfig, Split, TaskConfig, Unmatched
 from xtransplant.types import XTransplantError
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks import TaskManager
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,10 @@ log = logging.getLogger(__name__)
 _TASK_NAME = re.compile(
     rb"""^([ -]*)["']?task["']?:[ \t]*["']?([^"'\s#\[{][^"'\n#]*?)["']?[ \t]*(?:#.*)?$""", re.MULTILINE
 )
+
+
+# In place of a field in task.gold: the answer that the task itself goes by.
+_OWN_ANSWER = "doc_to_target"
 
 
 class AlignmentError(XTransplantError):
@@ -107,11 +113,9 @@ def find_tasks(include_path: tuple[str, ...] = ()) -> dict[str, Path]:
 
     Reads names only: the harness's own index, which parses 13,000 files, takes half a minute.
     """
-    spec = find_spec("lm_eval")
-    assert spec is not None and spec.origin is not None
     defined: dict[str, Path] = {}
     mentioned: dict[str, Path] = {}
-    for root in (*include_path, str(files("xtransplant.tasks")), str(Path(spec.origin).parent / "tasks")):
+    for root in (*include_path, str(files("xtransplant.tasks")), str(_harness_tasks())):
         for folder, _, names in os.walk(root):
             for name in names:
                 if name.endswith(".yaml"):
@@ -119,6 +123,49 @@ def find_tasks(include_path: tuple[str, ...] = ()) -> dict[str, Path]:
                     for indent, task in _TASK_NAME.findall(path.read_bytes()):
                         (mentioned if indent else defined).setdefault(task.decode(), path.parent)
     return mentioned | defined
+
+
+def _harness_tasks() -> Path:
+    spec = find_spec("lm_eval")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "tasks"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Tasks of the harness that cannot be transplanted between languages: an entry of tasks/refused.toml."""
+
+    name: str
+    tasks: str  # a regular expression for their names
+    why: str
+    instead: str
+    no_prompt: bool = False  # parallel, but all text is in the choices
+
+    def __str__(self) -> str:
+        return f"{self.why} {self.instead}"
+
+
+@lru_cache(maxsize=1)
+def refused() -> list[Refused]:
+    """The families of the harness that are refused, by name."""
+    table = tomllib.loads((files("xtransplant.tasks") / "refused.toml").read_text(encoding="utf-8"))
+    return [Refused(name, **entry) for name, entry in table.items()]
+
+
+def why_refused(name: str) -> Refused | None:
+    """What speaks against a family of the harness, or one of its tasks; None if nothing is known."""
+    return next((each for each in refused() if name == each.name or re.fullmatch(each.tasks, name)), None)
+
+
+def _refusals(task: TaskConfig, names: Iterable[str], known: dict[str, Path]) -> list[str]:
+    """A fault for each refused family that the names belong to, but not for a user's own task of the same name."""
+    found: dict[Refused, list[str]] = {}
+    for name in names:
+        entry = why_refused(name) if known[name].is_relative_to(_harness_tasks()) else None
+        if entry is not None and not (entry.no_prompt and task.empty_prompt is EmptyPrompt.vanilla):
+            found.setdefault(entry, []).append(name)
+    shown = {entry: ", ".join(given[:3]) + (", …" if len(given) > 3 else "") for entry, given in found.items()}
+    return [f"task.tasks: {given}: {entry}" for entry, given in shown.items()]
 
 
 def check(task: TaskConfig, pair: LanguagePairConfig) -> list[str]:
@@ -144,7 +191,9 @@ def check(task: TaskConfig, pair: LanguagePairConfig) -> list[str]:
     if faults:
         return faults
     known = find_tasks(tuple(task.include_path))
-    for name in dict.fromkeys(name for names in task_names(task, pair) for name in names):
+    names = list(dict.fromkeys(name for both in task_names(task, pair) for name in both))
+    faults += _refusals(task, [name for name in names if name in known], known)
+    for name in names:
         if name not in known:
             faults.append(
                 f"task.tasks: lm-eval has no task {name!r}{_did_you_mean(name, known)}. Allowed: the harness's "
@@ -176,11 +225,11 @@ def load(
         AlignmentError: the two sides are not parallel; the message shows the first mismatches.
         XTransplantError: a task or its data cannot be loaded, or no document is left.
     """
-    known = find_tasks(tuple(task.include_path))
+    managers = _Managers(task)
     pairings = []
     for target_name, source_name in task_names(task, pair):
-        target = _load_task(task, known, target_name, pair.target)
-        source = _load_task(task, known, source_name, pair.source)
+        target = _load_task(task, managers, target_name, pair.target)
+        source = _load_task(task, managers, source_name, pair.source)
         for side in (target, source):
             # What the harness's `simple_evaluate` does, and `evaluate` leaves undone.
             if task.num_fewshot is not None or side.config.num_fewshot is None:
@@ -208,20 +257,31 @@ def pair_for(
     """
     for target_name, source_name in task_names(task, pair):
         if target_name == target.config.task:
-            source = _load_task(task, find_tasks(tuple(task.include_path)), source_name, pair.source)
+            source = _load_task(task, _Managers(task), source_name, pair.source)
             return pair_tasks(target, source, task, control, seed)
     return None
 
 
-def _load_task(task: TaskConfig, known: dict[str, Path], name: str, language: str) -> ConfigurableTask:
-    from lm_eval.tasks import TaskManager
+class _Managers:
+    """The harness's loaders of tasks, one for each folder: to read a folder of several hundred files takes a second."""
 
-    folder = data_dir(task)
-    manager = TaskManager(
-        include_path=str(known[name]),
-        include_defaults=False,
-        metadata={"data_dir": folder} if folder is not None else None,
-    )
+    def __init__(self, task: TaskConfig) -> None:
+        self.folder_of = find_tasks(tuple(task.include_path))
+        folder = data_dir(task)
+        self.metadata = {"data_dir": folder} if folder is not None else None
+        self.made: dict[Path, TaskManager] = {}
+
+    def of(self, name: str) -> TaskManager:
+        from lm_eval.tasks import TaskManager
+
+        folder = self.folder_of[name]
+        if folder not in self.made:
+            self.made[folder] = TaskManager(include_path=str(folder), include_defaults=False, metadata=self.metadata)
+        return self.made[folder]
+
+
+def _load_task(task: TaskConfig, managers: _Managers, name: str, language: str) -> ConfigurableTask:
+    folder, manager = data_dir(task), managers.of(name)
     spec: Any = name
     if folder is not None and task.data_files:
         code = language_code(task, language)
@@ -398,12 +458,16 @@ def _check_alignment(
     if task.gold is None:
         return
     for side, docs in ((target, target_docs), (source, source_docs)):
-        if task.gold not in docs[0]:
+        if task.gold != _OWN_ANSWER and task.gold not in docs[0]:
             raise AlignmentError(
                 f"task.gold={task.gold}: the documents of {side.config.task} have no such field. They have: "
-                f"{', '.join(docs[0])}. Give a label that no language changes, or null for no check."
+                f"{', '.join(docs[0])}. Give a label that no language changes, {_OWN_ANSWER} for the task's own "
+                "answer, or null for no check."
             )
-    golds = [(row, found, target_docs[row][task.gold], source_docs[found][task.gold]) for row, found in aligned]
+    golds = [
+        (row, found, _label(target, target_docs[row], task.gold), _label(source, source_docs[found], task.gold))
+        for row, found in aligned
+    ]
     # A side whose labels are withheld (-1, empty) says nothing.
     known = [item for item in golds if not {item[2], item[3]} & {-1, None, ""}]
     unequal = [item for item in known if item[2] != item[3]]
@@ -419,6 +483,15 @@ def _check_alignment(
             f"below task.min_gold_agreement={task.min_gold_agreement}. First mismatches:\n{shown}\n"
             "The source prompts would belong to other documents. Mend the data, or take another language pair."
         )
+
+
+def _label(task: ConfigurableTask, doc: dict[str, Any], gold: str) -> Any:
+    """The label in a field; or the task's own answer, as its place among the choices where it is one of them."""
+    if gold != _OWN_ANSWER:
+        return doc[gold]
+    answer = task.doc_to_target(doc)
+    choices = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else []
+    return choices.index(answer) if answer in choices else answer
 
 
 def _split_of(key: str, doc: dict[str, Any], task: TaskConfig) -> Split:
@@ -477,6 +550,11 @@ def _share_shots(pairing: Pairing, task: TaskConfig) -> None:
         return list(drawn)
 
     def counterparts(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        if drawn and key == "row" and len(target_pool) != len(source_pool):
+            raise AlignmentError(
+                f"{pairing.source.config.task} takes its few-shot examples from {len(source_pool)} documents, "
+                f"{pairing.name} from {len(target_pool)}: not parallel by row. Use task.num_fewshot=0."
+            )
         if not counterpart:
             by_key = dict(zip(_keys(source_pool, key, pairing.source), source_pool, strict=True))
             for doc, name in zip(target_pool, _keys(target_pool, key, pairing.target), strict=True):
@@ -500,7 +578,7 @@ def trivial_baseline(pairing: Pairing, task: TaskConfig) -> float | None:
     """
     target = pairing.target
     docs = [pairing.docs[row] for row in pairing.rows]
-    golds = [doc[task.gold] if task.gold is not None else target.doc_to_target(doc) for doc in docs]
+    golds = [_label(target, doc, task.gold) if task.gold is not None else target.doc_to_target(doc) for doc in docs]
     if not all(isinstance(gold, int | str) for gold in golds) or (task.gold is None and isinstance(golds[0], str)):
         return None
     same_position = Counter(golds).most_common(1)[0][1] / len(golds)
