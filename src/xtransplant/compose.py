@@ -325,6 +325,9 @@ class _Reader:
             return []
         if value in choices:
             return []
+        refused = pairing.why_refused(str(value)) if key == "task" else None
+        if refused is not None:
+            return [f"{key}={shown(value)}: {refused}"]
         hint = did_you_mean(str(value), choices)
         if key == "language_pair":
             meant = catalogue.pair_meant(str(value))

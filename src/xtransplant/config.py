@@ -87,13 +87,17 @@ class TaskConfig:
     unmatched: Unmatched = field(
         default=Unmatched.error, metadata={"help": "documents without a counterpart: refuse, or leave them out"}
     )
-    gold: str | None = field(default=None, metadata={"help": "document field with a label that no language changes"})
+    gold: str | None = field(
+        default=None,
+        metadata={"help": "document field with a label that no language changes; doc_to_target: the task's own answer"},
+    )
     min_gold_agreement: float = field(
         default=0.99, metadata={"help": "share of documents whose gold label must agree between the sides"}
     )
     split_field: str | None = field(
         default=None, metadata={"help": "document field that says sample or unseen; null: by a hash of the key"}
     )
+    documents: str | None = field(default=None, metadata={"help": "how many in each language; shown only"})
     data_files: dict[str, str] = field(
         default_factory=dict,
         metadata={"help": "local data instead of the hub's: split -> JSON-lines file below data_dir"},
@@ -327,7 +331,7 @@ JOBS: dict[str, type[JobConfig]] = {
 # Where and how a run is done, not what it computes.
 _NOT_IN_HASH = (
     *("output_dir", "overwrite", "batch_size", "grid.memory", "selection"),
-    *("task.data_dir", "model.device", "model.device_map"),
+    *("task.data_dir", "task.documents", "model.device", "model.device_map"),
 )
 
 

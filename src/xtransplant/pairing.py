@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from xtransplant.catalogue import languages_meant
 from xtransplant.config import (
+    EmptyPrompt,
     EvaluateConfig,
     LanguagePairConfig,
     PromptLanguages,
@@ -38,6 +40,7 @@ from xtransplant.types import Control, XTransplantError
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks import TaskManager
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,10 @@ log = logging.getLogger(__name__)
 _TASK_NAME = re.compile(
     rb"""^([ -]*)["']?task["']?:[ \t]*["']?([^"'\s#\[{][^"'\n#]*?)["']?[ \t]*(?:#.*)?$""", re.MULTILINE
 )
+
+
+# In place of a field in task.gold: the answer that the task itself goes by.
+_OWN_ANSWER = "doc_to_target"
 
 
 class AlignmentError(XTransplantError):
@@ -146,11 +153,9 @@ def find_tasks(include_path: tuple[str, ...] = ()) -> dict[str, Path]:
 
     Reads names only: the harness's own index, which parses 13,000 files, takes half a minute.
     """
-    spec = find_spec("lm_eval")
-    assert spec is not None and spec.origin is not None
     defined: dict[str, Path] = {}
     mentioned: dict[str, Path] = {}
-    for root in (*include_path, str(files("xtransplant.tasks")), str(Path(spec.origin).parent / "tasks")):
+    for root in (*include_path, str(files("xtransplant.tasks")), str(_harness_tasks())):
         for folder, _, names in os.walk(root):
             for name in names:
                 if name.endswith(".yaml"):
@@ -158,6 +163,49 @@ def find_tasks(include_path: tuple[str, ...] = ()) -> dict[str, Path]:
                     for indent, task in _TASK_NAME.findall(path.read_bytes()):
                         (mentioned if indent else defined).setdefault(task.decode(), path.parent)
     return mentioned | defined
+
+
+def _harness_tasks() -> Path:
+    spec = find_spec("lm_eval")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "tasks"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Tasks of the harness that cannot be transplanted between languages: an entry of tasks/refused.toml."""
+
+    name: str
+    tasks: str  # a regular expression for their names
+    why: str
+    instead: str
+    no_prompt: bool = False  # parallel, but all text is in the choices
+
+    def __str__(self) -> str:
+        return f"{self.why} {self.instead}"
+
+
+@lru_cache(maxsize=1)
+def refused() -> list[Refused]:
+    """The families of the harness that are refused, by name."""
+    table = tomllib.loads((files("xtransplant.tasks") / "refused.toml").read_text(encoding="utf-8"))
+    return [Refused(name, **entry) for name, entry in table.items()]
+
+
+def why_refused(name: str) -> Refused | None:
+    """What speaks against a family of the harness, or one of its tasks; None if nothing is known."""
+    return next((each for each in refused() if name == each.name or re.fullmatch(each.tasks, name)), None)
+
+
+def _refusals(task: TaskConfig, names: Iterable[str], known: dict[str, Path]) -> list[str]:
+    """A fault for each refused family that the names belong to, but not for a user's own task of the same name."""
+    found: dict[Refused, list[str]] = {}
+    for name in names:
+        entry = why_refused(name) if known[name].is_relative_to(_harness_tasks()) else None
+        if entry is not None and not (entry.no_prompt and task.empty_prompt is EmptyPrompt.vanilla):
+            found.setdefault(entry, []).append(name)
+    shown = {entry: ", ".join(given[:3]) + (", …" if len(given) > 3 else "") for entry, given in found.items()}
+    return [f"task.tasks: {given}: {entry}" for entry, given in shown.items()]
 
 
 def check(task: TaskConfig, pair: LanguagePairConfig) -> list[str]:
@@ -185,8 +233,10 @@ def check(task: TaskConfig, pair: LanguagePairConfig) -> list[str]:
     if faults:
         return faults
     known = find_tasks(tuple(task.include_path))
-    sides = {"task.tasks": 0, "task.source_tasks" if task.source_tasks is not None else "task.tasks of the source": 1}
-    asked = {names[side]: key for key, side in reversed(sides.items()) for names in task_names(task, pair)}
+    targets, sources = zip(*task_names(task, pair), strict=True)
+    key_of_source = "task.tasks" if task.source_tasks is None else "task.source_tasks"
+    asked = dict.fromkeys(sources, key_of_source) | dict.fromkeys(targets, "task.tasks")
+    faults += _refusals(task, [name for name in asked if name in known], known)
     for name, key in asked.items():
         if name not in known:
             faults.append(
@@ -215,13 +265,13 @@ def load(
         AlignmentError: the two sides are not parallel; the message shows the first mismatches.
         XTransplantError: a task or its data cannot be loaded, or no document is left.
     """
-    known = find_tasks(tuple(task.include_path))
+    managers = _Managers(task)
     pairings = []
     for target_name, source_name in task_names(task, pair):
-        target = _load_task(task, known, target_name, pair.target)
+        target = _load_task(task, managers, target_name, pair.target)
         _set_shots(target, task, sources.seed)
         _check_shots(target)
-        read = _source_tasks(target_name, source_name, task, pair, sources)
+        read = _source_tasks(target_name, source_name, task, pair, sources, managers)
         for side in read:
             _set_shots(side, task, sources.seed)
         pairing = pair_tasks(target, read, task, sources)
@@ -238,16 +288,28 @@ def _set_shots(side: ConfigurableTask, task: TaskConfig, seed: int) -> None:
 
 
 def _source_tasks(
-    target_name: str, source_name: str, task: TaskConfig, pair: LanguagePairConfig, sources: Sources
+    target_name: str,
+    source_name: str,
+    task: TaskConfig,
+    pair: LanguagePairConfig,
+    sources: Sources,
+    managers: _Managers,
 ) -> list[ConfigurableTask]:
-    """The task of the pair's source language, then those of the further ones."""
-    known = find_tasks(tuple(task.include_path))
-    names = [source_name]
+    """The task of the pair's source language, then those of the further ones.
+
+    Raises:
+        XTransplantError: the target task is another one for another source language.
+    """
+    names, place = [source_name], task_names(task, pair).index((target_name, source_name))
     for language in sources.mean_over:
-        other = dataclasses.replace(pair, source=language)
-        names += [source for target, source in task_names(task, other) if target == target_name][:1]
+        target, source = task_names(task, dataclasses.replace(pair, source=language))[place]
+        if target != target_name:
+            raise XTransplantError(
+                f"transplant.mean_over={language}: {task.name} asks other questions for each source language."
+            )
+        names.append(source)
     return [
-        _load_task(task, known, name, language)
+        _load_task(task, managers, name, language)
         for name, language in zip(names, (pair.source, *sources.mean_over), strict=True)
     ]
 
@@ -267,19 +329,31 @@ def pair_for(
     """
     for target_name, source_name in task_names(task, pair):
         if target_name == target.config.task:
-            return pair_tasks(target, _source_tasks(target_name, source_name, task, pair, sources), task, sources)
+            read = _source_tasks(target_name, source_name, task, pair, sources, _Managers(task))
+            return pair_tasks(target, read, task, sources)
     return None
 
 
-def _load_task(task: TaskConfig, known: dict[str, Path], name: str, language: str) -> ConfigurableTask:
-    from lm_eval.tasks import TaskManager
+class _Managers:
+    """The harness's loaders of tasks, one for each folder: to read a folder of several hundred files takes a second."""
 
-    folder = data_dir(task)
-    manager = TaskManager(
-        include_path=str(known[name]),
-        include_defaults=False,
-        metadata={"data_dir": folder} if folder is not None else None,
-    )
+    def __init__(self, task: TaskConfig) -> None:
+        self.folder_of = find_tasks(tuple(task.include_path))
+        folder = data_dir(task)
+        self.metadata = {"data_dir": folder} if folder is not None else None
+        self.made: dict[Path, TaskManager] = {}
+
+    def of(self, name: str) -> TaskManager:
+        from lm_eval.tasks import TaskManager
+
+        folder = self.folder_of[name]
+        if folder not in self.made:
+            self.made[folder] = TaskManager(include_path=str(folder), include_defaults=False, metadata=self.metadata)
+        return self.made[folder]
+
+
+def _load_task(task: TaskConfig, managers: _Managers, name: str, language: str) -> ConfigurableTask:
+    folder, manager = data_dir(task), managers.of(name)
     spec: Any = name
     if folder is not None and task.data_files:
         code = language_code(task, language)
@@ -458,12 +532,16 @@ def _check_alignment(
     if task.gold is None:
         return
     for side, docs in ((target, target_docs), (source, source_docs)):
-        if task.gold not in docs[0]:
+        if task.gold != _OWN_ANSWER and task.gold not in docs[0]:
             raise AlignmentError(
                 f"task.gold={task.gold}: the documents of {side.config.task} have no such field. They have: "
-                f"{', '.join(docs[0])}. Give a label that no language changes, or null for no check."
+                f"{', '.join(docs[0])}. Give a label that no language changes, {_OWN_ANSWER} for the task's own "
+                "answer, or null for no check."
             )
-    golds = [(row, found, target_docs[row][task.gold], source_docs[found][task.gold]) for row, found in aligned]
+    golds = [
+        (row, found, _label(target, target_docs[row], task.gold), _label(source, source_docs[found], task.gold))
+        for row, found in aligned
+    ]
     # A side whose labels are withheld (-1, empty) says nothing.
     known = [item for item in golds if not {item[2], item[3]} & {-1, None, ""}]
     unequal = [item for item in known if item[2] != item[3]]
@@ -479,6 +557,15 @@ def _check_alignment(
             f"below task.min_gold_agreement={task.min_gold_agreement}. First mismatches:\n{shown}\n"
             "The source prompts would belong to other documents. Mend the data, or take another language pair."
         )
+
+
+def _label(task: ConfigurableTask, doc: dict[str, Any], gold: str) -> Any:
+    """The label in a field; or the task's own answer, as its place among the choices where it is one of them."""
+    if gold != _OWN_ANSWER:
+        return doc[gold]
+    answer = task.doc_to_target(doc)
+    choices = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else []
+    return choices.index(answer) if answer in choices else answer
 
 
 def _split_of(key: str, doc: dict[str, Any], task: TaskConfig) -> Split:
@@ -546,6 +633,11 @@ def _share_shots(pairing: Pairing, task: TaskConfig) -> None:
         return list(drawn)
 
     def counterparts(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        if drawn and key == "row" and len(target_pool) != len(source_pool):
+            raise AlignmentError(
+                f"{pairing.source.config.task} takes its few-shot examples from {len(source_pool)} documents, "
+                f"{pairing.name} from {len(target_pool)}: not parallel by row. Use task.num_fewshot=0."
+            )
         if not counterpart:
             by_key = dict(zip(_keys(source_pool, key, pairing.source), source_pool, strict=True))
             for doc, name in zip(target_pool, _keys(target_pool, key, pairing.target), strict=True):
@@ -569,7 +661,7 @@ def trivial_baseline(pairing: Pairing, task: TaskConfig) -> float | None:
     """
     target = pairing.target
     docs = [pairing.docs[row] for row in pairing.rows]
-    golds = [doc[task.gold] if task.gold is not None else target.doc_to_target(doc) for doc in docs]
+    golds = [_label(target, doc, task.gold) if task.gold is not None else target.doc_to_target(doc) for doc in docs]
     if not all(isinstance(gold, int | str) for gold in golds) or (task.gold is None and isinstance(golds[0], str)):
         return None
     same_position = Counter(golds).most_common(1)[0][1] / len(golds)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import tomllib
-from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lm_eval.tasks import TaskManager
 
 from tasks.paper import paper
 from tasks.xcopa import copa
+from tests.hub import hub_repository
 from xtransplant.pairing import find_tasks
 from xtransplant.types import XTransplantError
 
@@ -197,19 +197,6 @@ def test_families_cover_every_language_of_the_tables() -> None:
 
 
 # --- from the hub, here as local folders that datasets prefers ----------------------------------------------------
-
-
-def hub_repository(name: str, files: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> None:
-    """Lay out `./<name>` like a data set on the hub: {(config, split): rows}."""
-    folder = Path(name)
-    configs: dict[str, list[dict[str, str]]] = {}
-    for (config, split), rows in files.items():
-        path = folder / config / f"{split}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        configs.setdefault(config, []).append({"split": split, "path": f"{config}/{split}.jsonl"})
-    header = {"configs": [{"config_name": config, "data_files": found} for config, found in configs.items()]}
-    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(header)}---\n", encoding="utf-8")
 
 
 OPINIONS: Documents = [

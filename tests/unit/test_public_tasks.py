@@ -20,7 +20,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from tasks.public import answers, public
-from tests.unit.test_paper_tasks import hub_repository
+from tests.hub import hub_repository
 from xtransplant.config import LanguagePairConfig, TaskConfig
 from xtransplant.pairing import find_tasks, task_names
 from xtransplant.types import XTransplantError
