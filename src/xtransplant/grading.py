@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xtransplant.answer_language import own_metrics
 from xtransplant.grid import Grid
 from xtransplant.types import Cell, XTransplantError
 
@@ -24,8 +25,8 @@ _NEVER = -1e4
 
 
 def main_metric(names: Sequence[str]) -> str:
-    """Accuracy; else the first one."""
-    return "acc" if "acc" in names else names[0]
+    """Accuracy; else the first one that is the task's own."""
+    return "acc" if "acc" in names else own_metrics(names)[0]
 
 
 def check(tasks: Sequence[ConfigurableTask]) -> None:
@@ -119,14 +120,20 @@ def make_grid(pairs: Sequence[Pairing], templates: Sequence[str], cells: Sequenc
             requests_of.append(group)
             tasks.append(found.target)
     names = [name for name in scores[0] if all(name in each for each in scores)] if scores else []
+    names = own_metrics(names)
     if not names:
         raise XTransplantError(
             f"{', '.join(found.name for found in pairs)}: no metric that is a number for each document, in all tasks."
         )
     main = main_metric(names)
-    names = [main, *(name for name in names if name != main)]
-    table = np.stack([np.stack([each[name] for each in scores]) for name in names])  # [K, D, 1 + C]
-    higher = {name: bool(pairs[0].target.higher_is_better().get(name.partition(",")[0], True)) for name in names}
+    every = dict.fromkeys(name for each in scores for name in each)
+    # The language of some answers cannot be told, perhaps in no cell of a document: NaN there.
+    beside = [name for name in every if not own_metrics([name])]
+    names = [main, *(name for name in names if name != main), *beside]
+    missing = np.full(rows, np.nan, np.float32)
+    table = np.stack([np.stack([each.get(name, missing) for each in scores]) for name in names])  # [K, D, 1 + C]
+    better = pairs[0].target.higher_is_better()
+    higher = {name: bool(better.get(name.partition(",")[0], True)) for name in own_metrics(names)}
     arrays: dict[str, Any] = {}
     if requests_of[0][0].request_type == "generate_until":
         texts = [group[0].cells for group in requests_of]

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from xtransplant.answer_language import own_metrics
 from xtransplant.types import Cell, Component, XTransplantError
 
 T = TypeVar("T")
@@ -54,7 +55,8 @@ class Grid:
             {metric: bool}, trivial_baseline, config_hash, settings (of the prompts and the model's dtype), …
         cells: C distinct cells.
         documents: D names, "<task>/<key>", distinct, in the order of evaluation.
-        scores: [K, D, C] float32; NaN: not looked at (budget).
+        scores: [K, D, C] float32; NaN: not looked at (budget), or a text whose language cannot be told (see
+            `answer_language`, whose metrics come last).
         vanilla: [K, D] float32.
         logprob: [D, C, M] float32, log-probability of each choice in nats, summed over its tokens; NaN: no such
             choice, or not looked at. None for generation.
@@ -310,8 +312,11 @@ def name_of(grid: Grid) -> str:
 
 
 def unlike(first: Grid, second: Grid, keys: Sequence[str] = SAME_CELLS) -> str | None:
-    """What two grids differ in, of their models' files and the given meta data: the first such thing; None if none."""
-    pairs = {key: (first.meta.get(key), second.meta.get(key)) for key in keys}
+    """What two grids differ in, of their models' files and the given meta data: the first such thing; None if none.
+
+    Of the metrics only the tasks' own count: whether the language of answers can be told depends on the language.
+    """
+    pairs = {key: (_compared(first, key), _compared(second, key)) for key in keys}
     pairs["the model's files"] = (first.weights, second.weights)
     for key, (a, b) in pairs.items():
         if isinstance(a, dict) and isinstance(b, dict) and key in ("settings", "intervention"):
@@ -320,6 +325,10 @@ def unlike(first: Grid, second: Grid, keys: Sequence[str] = SAME_CELLS) -> str |
         if a != b:
             return f"{key} differ" if isinstance(a, dict) else f"{key} is {a!r} in one and {b!r} in the other"
     return None
+
+
+def _compared(grid: Grid, key: str) -> Any:
+    return own_metrics(grid.meta["metrics"]) if key == "metrics" else grid.meta.get(key)
 
 
 def pool(grids: Sequence[Grid]) -> Grid:
@@ -351,11 +360,15 @@ def pool(grids: Sequence[Grid]) -> Grid:
         raise XTransplantError(f"{name_of(first)}: the same language pair is given twice.")
     texts = None if first.texts is None else list(dict.fromkeys(text for grid in grids for text in grid.texts or []))
     index = {text: number for number, text in enumerate(texts or [])}
+    metrics = [name for name in first.meta["metrics"] if all(name in grid.meta["metrics"] for grid in grids)]
     arrays = {}
     for name, (axes, _) in _ARRAYS.items():
         parts = [getattr(grid, name) for grid in grids]
         if parts[0] is None:
             continue
+        if "K" in axes:
+            rows = [[grid.meta["metrics"].index(name) for name in metrics] for grid in grids]
+            parts = [part[row] for part, row in zip(parts, rows, strict=True)]
         if "M" in axes:
             width = max(part.shape[-1] for part in parts)
             edges = [(0, 0)] * (len(axes) - 1)
@@ -368,6 +381,7 @@ def pool(grids: Sequence[Grid]) -> Grid:
     trivial = [grid.meta.get("trivial_baseline") for grid in grids]
     sizes = [len(grid.documents) for grid in grids]
     meta = first.meta | {
+        "metrics": metrics,
         "language_pair": pairs[0] if all(pair == pairs[0] for pair in pairs) else None,
         "tasks": list(dict.fromkeys(task for grid in grids for task in grid.meta["tasks"])),
         "trivial_baseline": None

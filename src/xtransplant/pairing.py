@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xtransplant import answer_language
 from xtransplant.catalogue import languages_meant
 from xtransplant.config import (
     EmptyPrompt,
@@ -102,6 +103,9 @@ class Pairing:
     others: list[Pairing] = field(default_factory=list)  # the same target in further source languages
     # Found by content, since the harness renumbers documents: digest of a target document -> key, source document.
     _aligned: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    # For `answer`: requests by their document's key and by its place in memory, and the list that they are from.
+    _asked: dict[str | int, Instance] = field(default_factory=dict)
+    _asked_of: Any = None
 
     @property
     def name(self) -> str:
@@ -112,6 +116,16 @@ class Pairing:
 
     def source_doc(self, doc: dict[str, Any]) -> dict[str, Any]:
         return self._aligned[_digest(doc)][1]
+
+    def answer(self, doc: dict[str, Any]) -> str:
+        """The text that was generated for a document, before the task's filters; of repeats the first."""
+        if self._asked_of is not self.target.instances:  # the harness has built its requests
+            self._asked_of = self.target.instances
+            self._asked = {request.source_key: request for request in self._asked_of}
+            # A grid hands over a request's own document, which need not be looked at then, thousands of times.
+            self._asked |= {id(request.doc): request for request in self._asked_of}
+        request = self._asked.get(id(doc)) or self._asked[self.key_of(doc)]
+        return str(request.resps[0])
 
     def questions(self) -> list[list[str]]:
         """What each evaluated document asks, whatever the task is called: digests of the source's and of its own text.
@@ -275,6 +289,7 @@ def load(
         for side in read:
             _set_shots(side, task, sources.seed)
         pairing = pair_tasks(target, read, task, sources)
+        answer_language.add_metrics(target, pair.source, pair.target, pairing.answer)
         pairing.rows = _chosen_rows(pairing, task, split)[:limit]
         pairings.append(pairing)
     return pairings
@@ -330,7 +345,9 @@ def pair_for(
     for target_name, source_name in task_names(task, pair):
         if target_name == target.config.task:
             read = _source_tasks(target_name, source_name, task, pair, sources, _Managers(task))
-            return pair_tasks(target, read, task, sources)
+            pairing = pair_tasks(target, read, task, sources)
+            answer_language.add_metrics(target, pair.source, pair.target, pairing.answer)
+            return pairing
     return None
 
 

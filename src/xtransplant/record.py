@@ -21,7 +21,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 _PACKAGES = (
     *("xtransplant", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "peft"),
-    *("lm_eval", "datasets", "numpy", "hydra-core", "omegaconf", "babel"),
+    *("lm_eval", "datasets", "numpy", "hydra-core", "omegaconf", "babel", "py3langid"),
 )
 
 

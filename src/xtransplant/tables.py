@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from xtransplant.answer_language import CONSISTENCY, JUDGED, METRICS
 from xtransplant.record import Run
 
 _LEGEND = """\
@@ -15,15 +16,26 @@ ffn I>J (attn I>J): the feed-forward (attention) output of layer I, read at the 
 language, put in place of layer J's at the last token of the same prompt in the target language. A strategy's name
 (overall, vote, …): what its selection says, see `xtransplant select`.
 trivial: a guess that does not read the question. With 50 documents, differences below about 0.1 can be chance."""
+_UNPARSED = "unparsed"  # as tasks call the share of answers that their rule cannot read
+# Columns beside the accuracy, where a run has them, and what they say.
+_BESIDE = {
+    _UNPARSED: "share of answers in which the task's rule finds no option; they count as wrong.",
+    CONSISTENCY: "0.75 of 40%: of 40% of the answers the language can be told, 0.75 of them are in the target's.",
+}
 
 
 def run_table(run: Run) -> str:
-    """One run: a row per task and metric, with the trivial baseline and the number of documents."""
+    """One run: a row per task and metric, with the trivial baseline and the number of documents that it speaks of."""
     rows = []
     for name, facts in run.manifest["tasks"].items():
-        for metric, value, error in _metrics(run.results["results"][name]):
+        metrics = _metrics(run.results["results"][name])
+        shares = {metric: value for metric, value, _ in metrics}
+        for metric, value, error in metrics:
             baseline = facts["trivial_baseline"] if metric in ("acc", "exact_match") else None
-            rows.append([name, metric, _number(value, error), _number(baseline), str(facts["documents"])])
+            # The only metric that some documents do not have.
+            share = shares.get(metric.replace(CONSISTENCY, JUDGED), 1.0) if metric.startswith(CONSISTENCY) else 1.0
+            documents = round(share * facts["documents"])
+            rows.append([name, metric, _number(value, error), _number(baseline), str(documents)])
     return table(["task", "metric", "value ± stderr", "trivial", "documents"], rows)
 
 
@@ -31,13 +43,18 @@ def summary_table(runs: Sequence[Run]) -> str:
     """Many runs: a row per model, task family, language pair and settings, a column per condition.
 
     Accuracy (the first metric where there is none), averaged over the documents of the family's tasks. Only runs that
-    differ in nothing but the transplant share a row; a column `settings` tells rows apart that look alike.
+    differ in nothing but the transplant share a row; a column `settings` tells rows apart that look alike. A column
+    `unparsed` and one `language_consistency`, where a run has such a metric, hold a value for each condition.
     """
     conditions = sorted({run.manifest["condition"] for run in runs}, key=lambda c: (c != "vanilla", c))
     cells: dict[tuple[str, ...], dict[str, tuple[float, float | None, int]]] = {}
+    beside: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for run in runs:
         label = tuple(str(run.manifest[key]) for key in ("model_name", "task_name", "language_pair", "split"))
-        cells.setdefault((*label, _settings(run)), {})[run.manifest["condition"]] = _pooled(run)
+        row, condition = (*label, _settings(run)), run.manifest["condition"]
+        cells.setdefault(row, {})[condition] = _pooled(run)
+        beside.setdefault(row, {})[condition] = _beside(run)
+    shown = [name for name in _BESIDE if any(name in each for found in beside.values() for each in found.values())]
     alike = len({row[:-1] for row in cells}) < len(cells)
     rows = []
     for row, found in sorted(cells.items()):
@@ -50,9 +67,11 @@ def summary_table(runs: Sequence[Run]) -> str:
                 text += f" ({cell[0] - vanilla[0]:+.3f})"
             line.append(text)
         some = next(iter(found.values()))
-        rows.append([*line, _number(some[1]), str(some[2])])
-    header = ["model", "task", "pair", "split", *(["settings"] if alike else []), *conditions, "trivial", "documents"]
-    return f"{table(header, rows)}\n\n{_LEGEND}"
+        more = [" / ".join(beside[row].get(each, {}).get(name, "-") for each in conditions) for name in shown]
+        rows.append([*line, _number(some[1]), *more, str(some[2])])
+    header = ["model", "task", "pair", "split", *(["settings"] if alike else []), *conditions, "trivial", *shown]
+    legend = ["Beside it, a value for each condition:"] * bool(shown) + [f"{name}: {_BESIDE[name]}" for name in shown]
+    return "\n".join([table([*header, "documents"], rows), "", _LEGEND, *legend])
 
 
 def _settings(run: Run) -> str:
@@ -69,10 +88,32 @@ def _pooled(run: Run) -> tuple[float, float | None, int]:
     total, trivial = 0.0, 0.0
     for name, facts in tasks.items():
         metrics = {metric: value for metric, value, _ in _metrics(run.results["results"][name])}
-        total += metrics.get("acc", next(iter(metrics.values()))) * facts["documents"]
+        first = next(value for metric, value in metrics.items() if metric.partition(" ")[0] not in METRICS)
+        total += metrics.get("acc", first) * facts["documents"]
         trivial += (facts["trivial_baseline"] or 0.0) * facts["documents"]
     known = all(facts["trivial_baseline"] is not None for facts in tasks.values())
     return total / documents, trivial / documents if known else None, documents
+
+
+def _beside(run: Run) -> dict[str, str]:
+    """The columns `_BESIDE` that a run has, over all documents of its tasks."""
+    rates: list[tuple[int, dict[str, float]]] = []
+    for name, facts in run.manifest["tasks"].items():
+        values: dict[str, float] = {}
+        for metric, value, _ in _metrics(run.results["results"][name]):
+            values.setdefault(metric.partition(" ")[0], value)  # of several filters the first
+        rates.append((facts["documents"], values))
+    found = {}
+    read = [(count, values[_UNPARSED]) for count, values in rates if _UNPARSED in values]
+    if read:
+        found[_UNPARSED] = _number(sum(count * value for count, value in read) / sum(count for count, _ in read))
+    told = [(count, values) for count, values in rates if JUDGED in values]
+    if told:
+        judged = sum(count * values[JUDGED] for count, values in told)
+        right = sum(count * values[JUDGED] * values.get(CONSISTENCY, 0.0) for count, values in told)
+        share = judged / sum(count for count, _ in told)
+        found[CONSISTENCY] = f"{_number(right / judged if judged else None)} of {share:.0%}"
+    return found
 
 
 def _metrics(result: dict[str, Any]) -> list[tuple[str, float, float | None]]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import write_tasks
-from xtransplant import grid_jobs, jobs, loading, record, sweep, sweep_lm
+from xtransplant import answer_language, grid_jobs, jobs, loading, record, sweep, sweep_lm
 from xtransplant.compose import compose
 from xtransplant.config import AnalyzeConfig, EvaluateConfig, GridConfig, SelectConfig, StrategiesConfig
 from xtransplant.grid import Grid
@@ -107,6 +107,23 @@ def test_a_cell_is_what_evaluate_gives(place: Path, kind: str) -> None:
                     expected = [float(each[0][0]) for each in row["resps"]]
                     np.testing.assert_allclose(grid.logprob[d, column, : len(expected)], expected, atol=1e-3)
             shutil.rmtree(run.folder)
+
+
+def test_the_language_of_every_cell_comes_along_and_is_not_the_main_metric(place: Path) -> None:
+    """A tiny model's texts are no language; what is graded in a cell is what one of its texts gives."""
+    in_target = answer_language.judge_of("en", "sw")
+    assert in_target is not None
+    run, grid = run_grid(place, "generate", **{"transplant.component": "[ffn,attn]"})
+    assert grid.metric == "exact_match" and grid.texts is not None and grid.text is not None
+    told = [in_target(text) for text in grid.texts]
+    judged = np.array([float(each is not None) for each in told])
+    right = np.array([np.nan if each is None else float(each) for each in told])
+    rows = dict(zip(grid.meta["metrics"], grid.scores, strict=True))
+    np.testing.assert_array_equal(rows[answer_language.JUDGED], judged[grid.text])
+    if answer_language.CONSISTENCY in rows:
+        np.testing.assert_array_equal(rows[answer_language.CONSISTENCY], right[grid.text])
+    assert (answer_language.CONSISTENCY in rows) == (not np.isnan(right).all())
+    assert all(row[answer_language.JUDGED] == judged[grid.texts.index(row["resps"][0][0])] for row in samples(run))
 
 
 def test_vanilla_comes_along_in_the_harness_schema(place: Path) -> None:

@@ -208,6 +208,19 @@ def test_unlike_grids_are_not_pooled(other: Any, message: str) -> None:
         pool([choice_grid(), other()])
 
 
+def test_where_the_language_of_answers_cannot_be_told_all_else_is_pooled() -> None:
+    names = ["acc", "language_judged", "language_consistency"]
+    told, other = choice_grid(metrics=names), choice_grid(language_pair=["en", "su"], seed=1)
+    both = pool([told, other])
+    assert both.meta["metrics"] == ["acc"]
+    np.testing.assert_array_equal(both.scores, np.concatenate([told.scores[:1], other.scores], axis=1))
+    # Where no answer of one grid was judged, the others keep what they have in common, in any order.
+    some = choice_grid(language_pair=["en", "su"], metrics=[names[0], names[2], names[1]], seed=1)
+    both = pool([told, some])
+    assert both.meta["metrics"] == names
+    np.testing.assert_array_equal(both.scores[1], np.concatenate([told.scores[1], some.scores[2]], axis=0))
+
+
 def test_choices_and_texts_are_not_pooled() -> None:
     like: dict[str, Any] = {"language_pair": ["en", "de"], "metrics": ["acc"], "higher_is_better": {"acc": True}}
     with pytest.raises(XTransplantError, match="only one of them has logprob"):

@@ -45,6 +45,51 @@ def test_a_summary_pools_documents_and_compares_with_vanilla() -> None:
     assert german.split() == ["tiny", "colour", "en-de", "unseen", "0.700", "-", "0.250", "40"]
 
 
+def test_of_a_tasks_language_the_documents_are_those_that_were_judged() -> None:
+    found = run("vanilla", red=(0.5, 40))
+    found.results["results"]["red"] |= {"language_consistency,none": 0.9, "language_judged,none": 0.25}
+    lines = [line.split() for line in run_table(found).splitlines()]
+    assert ["language_consistency", "0.900", "-", "10"] in [line[1:] for line in lines]
+    assert ["language_judged", "0.250", "-", "40"] in [line[1:] for line in lines]
+
+
+def test_rates_beside_the_accuracy_are_shown_where_a_run_has_them() -> None:
+    plain, vanilla, moved = (
+        run("vanilla", pair="en-de", red=(0.7, 40)),
+        *(run(condition, red=(0.5, 10), blue=(0.8, 30)) for condition in ("vanilla", "ffn 3>1")),
+    )
+    assert not {"unparsed", "language_consistency"} & set(summary_table([plain]).split())
+    vanilla.results["results"]["red"] |= {"unparsed,none": 1.0, "unparsed_stderr,none": 0.0}
+    vanilla.results["results"]["blue"] |= {"unparsed,none": 0.2}
+    header, _, german, swahili, *legend = summary_table([plain, vanilla, moved]).splitlines()
+    assert header.split()[-3:] == ["trivial", "unparsed", "documents"]
+    # (1 * 10 + 0.2 * 30) / 40; one value for each condition.
+    assert swahili.split()[-5:] == ["0.250", "0.400", "/", "-", "40"]
+    assert german.split()[-5:] == ["0.250", "-", "/", "-", "40"]
+    assert legend[-1].startswith("unparsed: share of answers")
+
+    # Judged: 0.5 * 10 + 0.1 * 30 of 40; of these 0.4 * 5 + 1 * 3 are in the target language.
+    judged = {"red": (0.5, 0.4), "blue": (0.1, 1.0)}
+    for name, (share, consistency) in judged.items():
+        moved.results["results"][name] |= {"language_judged,none": share, "language_consistency,none": consistency}
+        vanilla.results["results"][name] |= {"language_judged,none": 0.0}
+    header, _, _, swahili, *legend = summary_table([plain, vanilla, moved]).splitlines()
+    assert header.split()[-4:] == ["trivial", "unparsed", "language_consistency", "documents"]
+    assert swahili.split()[-8:] == ["-", "of", "0%", "/", "0.625", "of", "20%", "40"]
+    assert legend[-1].startswith("language_consistency: ")
+
+
+def test_a_tasks_own_metric_comes_first_where_there_is_no_accuracy() -> None:
+    found = run("vanilla", red=(0.5, 10))
+    # As results.json has them: by their names.
+    found.results["results"]["red"] = {
+        "language_consistency,none": 0.9,
+        "language_judged,none": 1.0,
+        "rouge1,none": 0.3,
+    }
+    assert summary_table([found]).splitlines()[2].split()[4] == "0.300"
+
+
 def test_only_runs_that_differ_in_the_transplant_alone_share_a_row() -> None:
     runs = [
         run("vanilla", red=(0.4, 10)),
