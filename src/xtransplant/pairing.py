@@ -249,7 +249,8 @@ def check(task: TaskConfig, pair: LanguagePairConfig) -> list[str]:
     known = find_tasks(tuple(task.include_path))
     targets, sources = zip(*task_names(task, pair), strict=True)
     key_of_source = "task.tasks" if task.source_tasks is None else "task.source_tasks"
-    asked = dict.fromkeys(sources, key_of_source) | dict.fromkeys(targets, "task.tasks")
+    asked = dict.fromkeys(targets, "task.tasks")
+    asked |= {name: key_of_source for name in sources if name not in asked}
     faults += _refusals(task, [name for name in asked if name in known], known)
     for name, key in asked.items():
         if name not in known:
