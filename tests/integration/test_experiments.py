@@ -25,6 +25,7 @@ MODELS = {
     "mistral_7b_instruct_v0_3": ("mistral", 32),
     "qwen2_7b_instruct": ("qwen2", 28),
     "gemma3_270m": ("qwen3", 18),  # only its depth matters here
+    "smollm2_135m": ("llama", 30),
 }
 SAVED_PAIRS = sorted((CONF / "paper_v1" / "saved_pairs").glob("*.json"))
 
