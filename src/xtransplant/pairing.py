@@ -244,7 +244,7 @@ def check(task: TaskConfig, pair: LanguagePairConfig) -> list[str]:
             faults.append(f"task.include_path: {folder} is not a folder. Give folders of lm-eval task YAML files.")
     if task.data_dir is not None and not Path(task.data_dir).is_dir():
         faults.append(f"task.data_dir={task.data_dir}: no such folder. Give an existing one, or null to use the hub.")
-    if faults:
+    if faults or not task.tasks:  # none: `checks` says so
         return faults
     known = find_tasks(tuple(task.include_path))
     targets, sources = zip(*task_names(task, pair), strict=True)

@@ -65,7 +65,7 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     ("evaluate model=Qwen/Qwen3-8B", ("model=Qwen/Qwen3-8B", "Did you mean qwen3_8b")),
     ("evaluate task=xkopa", ("task=xkopa", "Did you mean xcopa", "cldr", "xtransplant list tasks")),
     ("evaluate task=XCOPA", ("task=XCOPA", "Did you mean xcopa")),
-    ("evaluate task=xnli", ("task=xnli", "Did you mean paper_xnli")),
+    ("evaluate task=xnli", ("task=xnli", "no prompt", "Use task=paper_xnli_mc")),
     ("evaluate transplant=mlp", ("transplant=mlp", "vanilla", "ffn", "attn")),
     ("evaluate transplant=atn", ("transplant=atn", "Did you mean attn")),
     ("evaluate transplant=generation", ("transplant=generation", "Did you mean paper_generation?")),

@@ -123,7 +123,7 @@ def test_a_code_is_a_word_of_its_own(listed: Listed) -> None:
     [
         ("tasks xkopa", ("list tasks xkopa", "none of the", "Did you mean", "xcopa", "All: xtransplant list tasks.")),
         ("tasks swahilli", ("Did you mean sw?",)),
-        ("languages jp", ("Did you mean ja?",)),
+        ("languages jpn", ("Did you mean ja?",)),
         ("models gema3", ("Did you mean gemma3",)),
         ("models qwen gemma", ("all these words", "All: xtransplant list models.")),
         ("models zzzzzz", ("this word. All",)),

@@ -29,7 +29,7 @@ def commands(page: str) -> list[str]:
 
 
 OURS = [line for line in commands("README.md") if line.startswith("xtransplant ")]
-NEEDS_DATA = ("task=xcopa", "task=paper_", "task=klar", "xcopa_")
+NEEDS_DATA = ("task=xcopa", "task=paper_", "task=klar", "xcopa_", "experiment=paper_")
 
 
 def test_every_command_is_of_a_kind_that_is_run() -> None:
