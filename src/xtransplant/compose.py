@@ -30,7 +30,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from xtransplant import catalogue, models, pairing, selection
+from xtransplant import catalogue, families, models, selection
 from xtransplant.checks import (
     did_you_mean,
     faults_of,
@@ -207,7 +207,7 @@ def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:
         num_layers = models.num_layers(config.model)
     faults += validate(config, num_layers, unclear)
     if isinstance(config, TaskJob) and not {"task", "task.tasks", "language_pair"} & set(unclear):
-        faults += template_faults(config.task) or pairing.check(config.task, config.language_pair)
+        faults += template_faults(config.task) or families.check(config.task, config.language_pair)
     if isinstance(config, EvaluateConfig) and not {"model", "task", "language_pair"} & set(unclear):
         try:
             chosen = selection.of_run(config)
@@ -325,7 +325,7 @@ class _Reader:
             return []
         if value in choices:
             return []
-        refused = pairing.why_refused(str(value)) if key == "task" else None
+        refused = families.why_refused(str(value)) if key == "task" else None
         if refused is not None:
             return [f"{key}={shown(value)}: {refused}"]
         hint = did_you_mean(str(value), choices)

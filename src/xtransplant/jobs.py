@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from xtransplant import grading, loading, models, pairing, record, selection, tables
+from xtransplant import families, grading, loading, models, pairing, record, selection, tables
 from xtransplant.config import (
     DoctorConfig,
     EvaluateConfig,
@@ -99,7 +99,7 @@ def finished_run(config: TaskJob, folder: Path) -> record.Run | None:
     found = record.load_run(folder) if not config.overwrite else None
     if found is not None:
         changed = loading.changed_since(config.model, found.manifest["model"])
-        if pairing.data_dir(config.task) is not None or config.task.include_path:
+        if families.data_dir(config.task) is not None or config.task.include_path:
             # Files that somebody may have edited. What a hub holds is not fetched for this.
             asked = {each.name: _documents(each) for each in load_pairs(config)}
             recorded = found.manifest["tasks"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from xtransplant import cli, grid_jobs, jobs, pairing
+from xtransplant import cli, families, grid_jobs, jobs
 from xtransplant.config import JOBS
 from xtransplant.types import XTransplantError
 
@@ -216,10 +216,10 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         module = jobs if hasattr(jobs, name) else grid_jobs
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("not refused"))
     find = _find_tasks_once
-    monkeypatch.setattr(pairing, "find_tasks", lambda include_path=(): find(tuple(include_path)))
+    monkeypatch.setattr(families, "find_tasks", lambda include_path=(): find(tuple(include_path)))
 
 
-_find_tasks = pairing.find_tasks
+_find_tasks = families.find_tasks
 
 
 @functools.cache

@@ -19,7 +19,7 @@ import yaml
 from lm_eval.tasks import TaskManager
 
 from tests.hub import hub_repository
-from xtransplant import cli, pairing
+from xtransplant import cli, families, pairing
 from xtransplant.compose import compose
 from xtransplant.config import EmptyPrompt, LanguagePairConfig, Split, TaskConfig, Unmatched, config_hash
 from xtransplant.types import XTransplantError
@@ -42,7 +42,7 @@ REAL = {
 
 @cache
 def known() -> dict[str, Path]:
-    return pairing.find_tasks()
+    return families.find_tasks()
 
 
 @cache
@@ -59,7 +59,7 @@ def settings(name: str) -> dict[str, Any]:
 def names(family: str, source: str, target: str) -> list[str]:
     given = {key: value for key, value in FAMILIES[family].items() if key in ("tasks", "source_tasks", "languages")}
     task = TaskConfig(name=family, key="row", **given)
-    return [name for both in pairing.task_names(task, LanguagePairConfig(source, target)) for name in both]
+    return [name for both in families.task_names(task, LanguagePairConfig(source, target)) for name in both]
 
 
 @cache
@@ -440,8 +440,8 @@ def refusal(*overrides: str) -> str:
     return str(fault.value)
 
 
-@pytest.mark.parametrize("entry", pairing.refused(), ids=lambda entry: entry.name)
-def test_refused_by_name_and_through_its_tasks(entry: pairing.Refused) -> None:
+@pytest.mark.parametrize("entry", families.refused(), ids=lambda entry: entry.name)
+def test_refused_by_name_and_through_its_tasks(entry: families.Refused) -> None:
     matched = sorted(name for name in known() if re.fullmatch(entry.tasks, name))
     assert matched, "no task of the harness has such a name"
     for name in (entry.name, matched[0]):
@@ -458,7 +458,7 @@ def test_refused_by_name_and_through_its_tasks(entry: pairing.Refused) -> None:
 
 
 def test_what_has_no_prompt_is_let_through_to_be_scored_without_a_transplant() -> None:
-    for entry in pairing.refused():
+    for entry in families.refused():
         if entry.no_prompt:
             matched = [name for name in known() if re.fullmatch(entry.tasks, name)]
             assert {settings(name).get("doc_to_text") or "" for name in matched} == {""}, entry.name
@@ -556,7 +556,7 @@ def test_table_in_the_docs(project_root: Path) -> None:
         "",
         "| family | why | instead |",
         "| --- | --- | --- |",
-        *(f"| {each.name}{' *' * each.no_prompt} | {each.why} | {each.instead} |" for each in pairing.refused()),
+        *(f"| {each.name}{' *' * each.no_prompt} | {each.why} | {each.instead} |" for each in families.refused()),
     ]
     text = "\n".join(lines) + "\n"
     page = project_root / "docs" / "tasks.md"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.integration.local_tasks import documents, write_tasks
-from xtransplant import pairing
+from xtransplant import families, pairing
 from xtransplant.config import LanguagePairConfig, Split, TaskConfig, Unmatched
 from xtransplant.types import Control, XTransplantError
 
@@ -182,12 +182,12 @@ def test_a_language_with_itself(tmp_path: Path) -> None:
 
 def test_names_and_languages_are_checked_before_anything_is_built(tmp_path: Path) -> None:
     task = config(write_tasks(tmp_path), languages={"en": "en", "sw": "sw"})
-    assert pairing.check(task, PAIR) == []
-    [fault] = pairing.check(task, LanguagePairConfig("en", "swa"))
+    assert families.check(task, PAIR) == []
+    [fault] = families.check(task, LanguagePairConfig("en", "swa"))
     assert "no such language (did you mean sw?)" in fault and "It has: en, sw" in fault
-    [one, two] = pairing.check(config(tmp_path, tasks=["colour_choise_{lang}"]), PAIR)
+    [one, two] = families.check(config(tmp_path, tasks=["colour_choise_{lang}"]), PAIR)
     assert "did you mean colour_choice_sw" in one and "did you mean colour_choice_en" in two
-    [fault] = pairing.check(config(tmp_path, include_path=[str(tmp_path / "none")]), PAIR)
+    [fault] = families.check(config(tmp_path, include_path=[str(tmp_path / "none")]), PAIR)
     assert "is not a folder" in fault
 
 
@@ -199,14 +199,14 @@ def test_names_of_both_languages_may_be_in_a_tasks_name() -> None:
         key="id",
         languages={"en": "eng", "sw": "swa"},
     )
-    assert pairing.task_names(task, PAIR) == [("t_eng_swa", "s_eng")]
+    assert families.task_names(task, PAIR) == [("t_eng_swa", "s_eng")]
 
 
 @pytest.mark.slow
 def test_every_task_of_the_harness_is_found_by_name() -> None:
     from lm_eval.tasks import TaskManager
 
-    found = pairing.find_tasks()
+    found = families.find_tasks()
     manager = TaskManager()
     elsewhere = []
     for name in manager.all_subtasks:
@@ -225,7 +225,7 @@ def test_tasks_are_found_in_every_spelling(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "three.yaml").write_text("task: three_en\n", encoding="utf-8")
     found = {
-        name: path for name, path in pairing.find_tasks((str(tmp_path),)).items() if tmp_path in [path, path.parent]
+        name: path for name, path in families.find_tasks((str(tmp_path),)).items() if tmp_path in [path, path.parent]
     }
     assert found == {"one_en": tmp_path, "two (en)": tmp_path, "three_en": tmp_path / "deep"}
 

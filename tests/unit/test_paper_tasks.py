@@ -19,7 +19,7 @@ from lm_eval.tasks import TaskManager
 from tasks.paper import paper
 from tasks.xcopa import copa
 from tests.hub import hub_repository
-from xtransplant.pairing import find_tasks
+from xtransplant.families import find_tasks
 from xtransplant.types import XTransplantError
 
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from lm_eval.tasks import TaskManager
 from tasks.public import answers, public
 from tests.hub import hub_repository
 from xtransplant.config import LanguagePairConfig, TaskConfig
-from xtransplant.pairing import find_tasks, task_names
+from xtransplant.families import find_tasks, task_names
 from xtransplant.types import XTransplantError
 
 ROOT = Path(__file__).resolve().parents[2]
