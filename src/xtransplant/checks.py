@@ -227,6 +227,8 @@ def validate(config: JobConfig, num_layers: int | None = None, unclear: Collecti
         faults += _layer_faults(config.transplant.layers, num_layers)
     if isinstance(config, TaskJob):
         faults += _task_job_faults(config, unclear)
+    elif isinstance(config, DoctorConfig):
+        faults += _wrong_values(config, _intervention_checks(config), unclear)
     if isinstance(config, EvaluateConfig) and config.selection is not None:
         if config.transplant.layers is not None:
             faults.append(
@@ -300,13 +302,12 @@ def _task_job_faults(config: TaskJob, unclear: Collection[str]) -> list[str]:
     return faults
 
 
-def _intervention_checks(config: TaskJob) -> dict[str, tuple[bool, str]]:
+def _intervention_checks(config: TaskJob | DoctorConfig) -> dict[str, tuple[bool, str]]:
     given = config.transplant
-    positions, languages = given.positions, config.task.languages
+    positions = given.positions
     number = isinstance(positions, int) and not isinstance(positions, bool) and positions >= 1
     fast = isinstance(config, GridConfig)
-    others = {config.language_pair.source, *given.mean_over}
-    return {
+    checks = {
         "transplant.positions": (
             number or (positions == "all" and not fast),
             "1 or more" + (" (all is for evaluate)" if fast else ", or all for prompts of equal length"),
@@ -315,9 +316,21 @@ def _intervention_checks(config: TaskJob) -> dict[str, tuple[bool, str]]:
             math.isfinite(given.strength) and (given.mode is not Mode.replace or given.strength == 1),
             "a number; with transplant.mode=replace only 1, a part of it is transplant.mode=interpolate",
         ),
+    }
+    if isinstance(config, DoctorConfig):
+        return checks | {
+            "transplant.control": (given.control is Control.none, "none: doctor reads its source prompt"),
+            "transplant.mean_over": (not given.mean_over, "[]: doctor reads its source prompt"),
+        }
+    languages = config.task.languages
+    others = {config.language_pair.source, *given.mean_over}
+    both = isinstance(config, EvaluateConfig) and config.prompt is PromptLanguages.both
+    return checks | {
         "transplant.control": (
-            given.control is not Control.zero or (not given.match_norm and given.mode is not Mode.add),
-            "zero only with transplant.mode=replace or interpolate and without match_norm: else nothing would change",
+            (given.control is not Control.zero or (not given.match_norm and given.mode is not Mode.add))
+            and not (both and given.control is Control.random_document),
+            "zero only with transplant.mode=replace or interpolate and without match_norm: else nothing would change; "
+            "random_document only with prompt=target",
         ),
         "transplant.mean_over": (
             len(others) == 1 + len(given.mean_over)

@@ -41,7 +41,7 @@ from xtransplant.checks import (
     validate,
 )
 from xtransplant.config import JOBS, EvaluateConfig, JobConfig, ModelJob, TaskJob
-from xtransplant.types import XTransplantError
+from xtransplant.types import Control, Mode, XTransplantError
 
 # Said after the choices when one is unknown.
 _OTHER_CHOICES = {
@@ -207,13 +207,22 @@ def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:
         num_layers = models.num_layers(config.model)
     faults += validate(config, num_layers, unclear)
     if isinstance(config, TaskJob) and not {"task", "task.tasks", "language_pair"} & set(unclear):
-        faults += template_faults(config.task) or families.check(config.task, config.language_pair)
+        faults += template_faults(config.task) or families.check(
+            config.task, config.language_pair, config.transplant.mean_over
+        )
     if isinstance(config, EvaluateConfig) and not {"model", "task", "language_pair"} & set(unclear):
         try:
             chosen = selection.of_run(config)
         except XTransplantError as error:
             faults.append(str(error))
         else:
+            if chosen is not None and config.transplant.control is Control.zero:
+                how = selection.effective(config).transplant.intervention
+                if how.match_norm or how.mode is Mode.add:
+                    faults.append(
+                        "transplant.control=zero: the selection adds its vectors, or matches their norms: nothing "
+                        "would change. Use another control."
+                    )
             for cell in chosen.cells if chosen is not None else []:
                 if num_layers is not None and max(cell.source, cell.target) >= num_layers:
                     faults.append(
@@ -252,7 +261,7 @@ class _Reader:
     def axes(self, overrides: list[str]) -> dict[str, str]:
         """What an experiment's file sweeps over (`hydra.sweeper.params`): key -> its values, joined by commas.
 
-        Without those that the overrides say themselves, or say a part of.
+        Without those that the overrides give themselves.
         """
         parsed = self.parser.parse_overrides(overrides)
         if not any(each.key_or_group == "experiment" for each in parsed):
@@ -263,11 +272,7 @@ class _Reader:
             return {}  # said when the runs are composed
         given = [each.key_or_group for each in parsed]
         params = OmegaConf.select(composed, "hydra.sweeper.params")
-        return {
-            str(key): str(values)
-            for key, values in (params or {}).items()
-            if not any(name == key or name.startswith(f"{key}.") for name in given)
-        }
+        return {str(key): str(values) for key, values in (params or {}).items() if key not in given}
 
     def single(self, overrides: Sequence[str]) -> list[str]:
         """Those that a sweep has in common."""
@@ -300,6 +305,8 @@ class _Reader:
         if override.is_hydra_override():
             return []  # Hydra's own: judged when composed
         if override.is_sweep_override():
+            if key == "experiment":
+                return [f"{line}: one experiment at a time, for each has a sweep of its own."]
             if not multirun:
                 return [
                     f"{line}: several values. For a run with each of them add -m; for a list write "

@@ -405,6 +405,7 @@ def identity(
         selection: its content, where the config names one.
     """
     plain = to_dict(config, num_layers)
+    plain["transplant"]["mean_over"].sort()
     if isinstance(config, GridConfig):
         plain["transplant"]["component"] = sorted(listed(config.transplant.component))
     elif selection is not None:

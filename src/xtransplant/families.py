@@ -6,8 +6,8 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
@@ -106,7 +106,7 @@ def _refusals(task: TaskConfig, names: Iterable[str], known: dict[str, Path]) ->
     return [f"task.tasks: {given}: {entry}" for entry, given in shown.items()]
 
 
-def check(task: TaskConfig, pair: LanguagePairConfig) -> list[str]:
+def check(task: TaskConfig, pair: LanguagePairConfig, mean_over: Sequence[str] = ()) -> list[str]:
     """Faults that can be found without building the tasks: languages, names, folders, data files."""
     faults = []
     for side in ("source", "target"):
@@ -135,6 +135,18 @@ def check(task: TaskConfig, pair: LanguagePairConfig) -> list[str]:
     key_of_source = "task.tasks" if task.source_tasks is None else "task.source_tasks"
     asked = dict.fromkeys(targets, "task.tasks")
     asked |= {name: key_of_source for name in sources if name not in asked}
+    for language in mean_over:
+        further = task_names(task, replace(pair, source=language))
+        asked |= {source: "transplant.mean_over" for _, source in further if source not in asked}
+        if [target for target, _ in further] != list(targets):
+            faults.append(
+                f"transplant.mean_over={language}: {task.name} asks other questions for each source language. Use []."
+            )
+        elif [source for _, source in further] == list(sources) and not any("{" in f for f in task.data_files.values()):
+            faults.append(
+                f"transplant.mean_over={language}: {task.name} has one source task for all languages, so its vectors "
+                "would be averaged with themselves. Use {lang} in task.source_tasks."
+            )
     faults += _refusals(task, [name for name in asked if name in known], known)
     for name, key in asked.items():
         if name not in known:
@@ -143,7 +155,7 @@ def check(task: TaskConfig, pair: LanguagePairConfig) -> list[str]:
                 "tasks (xtransplant lm-eval ls tasks), ours (tasks/), and those below task.include_path=[folder]."
             )
     if task.data_dir is not None:
-        for language in (pair.source, pair.target):
+        for language in (pair.source, pair.target, *mean_over):
             for pattern in task.data_files.values():
                 path = Path(task.data_dir, pattern.format(lang=language_code(task, language)))
                 if not path.is_file():

@@ -25,7 +25,7 @@ from xtransplant.config import (
     to_dict,
 )
 from xtransplant.selection import Selection
-from xtransplant.types import Control, LayerPair, Scope, XTransplantError
+from xtransplant.types import LayerPair, Scope, XTransplantError
 
 if TYPE_CHECKING:
     from xtransplant.lm import TransplantLM
@@ -55,6 +55,8 @@ def evaluate(config: EvaluateConfig) -> None:
         tasks = dict.fromkeys(str(grid["task_name"]) for grid in chosen.grids)
         if config.task.name not in tasks:
             log.warning("The selection was made on %s, and is applied to %s.", ", ".join(tasks), config.task.name)
+        if config.prompt is PromptLanguages.both:
+            log.warning("The selection was made on single prompts, and is applied to both in one.")
         if len(chosen.cells) > 1:
             grading.check([found.target for found in pairs])
     record.open_run(folder, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
@@ -154,6 +156,14 @@ def _refuse_selected(config: EvaluateConfig, chosen: Selection, pairs: list[pair
     Raises:
         XTransplantError: some were, or the selection was made on another model's weights.
     """
+    published = any(grid["weights"] is None for grid in chosen.grids)
+    keys = [key for found in pairs for key in found.keys]
+    if published and not all(key.startswith(("sample:", "unseen:")) for key in keys):
+        raise XTransplantError(
+            f"selection={config.selection}: these pairs were chosen on documents of the authors' files, which cannot "
+            f"be told from others in this data, e.g. {keys[0]}. Give the folder that has xtransplant_paper as "
+            "task.data_dir or XTRANSPLANT_DATA."
+        )
     documents = [
         (f"{template}/{found.keys[row]}", question)
         for template, found in zip(config.task.tasks, pairs, strict=True)
@@ -311,14 +321,12 @@ def harness(lm: TransplantLM, pairs: list[pairing.Pairing], config: TaskJob) -> 
 def _condition(config: EvaluateConfig, pairs: list[LayerPair], strategy: str | None) -> str:
     """What was done to the model, in a few words: the column in a table."""
     both = " (both prompts)" if config.prompt is PromptLanguages.both else ""
-    if strategy is not None:
-        control = "" if config.transplant.control is Control.none else f" ({config.transplant.control.value})"
-        return strategy + control + both
-    if not pairs:
+    if not pairs and strategy is None:
         return f"vanilla{both}"
     layers = ", ".join(f"{pair.source}>{pair.target}" for pair in pairs)
-    how = departures(config.transplant)
-    return f"{config.transplant.component.value} {layers}" + (f" ({', '.join(how)})" if how else "") + both
+    how = departures(selection.effective(config).transplant)
+    what = f"{config.transplant.component.value} {layers}" if strategy is None else strategy
+    return what + (f" ({', '.join(how)})" if how else "") + both
 
 
 def facts_of_run(config: TaskJob, lm: TransplantLM, pairs: list[pairing.Pairing]) -> dict[str, Any]:

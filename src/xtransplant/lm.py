@@ -201,6 +201,7 @@ class TransplantLM(TemplateLM):
         from xtransplant.compose import compose
 
         given = dict(arg_dict)
+        _refuse_the_harness_own(given)
         if "pretrained" in given:
             given |= {"model": "hf", "model.path": given.pop("pretrained")}
         more = additional_config or {}
@@ -210,15 +211,24 @@ class TransplantLM(TemplateLM):
             given.setdefault("model.device", more["device"])
         config = compose("evaluate", [f"{key}={_as_override(value)}" for key, value in given.items()])
         assert isinstance(config, EvaluateConfig)
-        sources = pairing.Sources.of(selection.effective(config))
-        load = TaskManager.load
+        sources = pairing.Sources.of(config)
+        load = getattr(TaskManager.load, "unpaired", TaskManager.load)
+        pairing_now = False
 
         def load_paired(manager: TaskManager, *args: Any, **kwargs: Any) -> Any:
+            nonlocal pairing_now
             loaded = load(manager, *args, **kwargs)
-            for task in loaded["tasks"].values():
-                pairing.pair_for(task, config.task, config.language_pair, sources)
+            if pairing_now:  # a source task, which may be one of the target's names
+                return loaded
+            pairing_now = True
+            try:
+                for task in loaded["tasks"].values():
+                    pairing.pair_for(task, config.task, config.language_pair, sources)
+            finally:
+                pairing_now = False
             return loaded
 
+        load_paired.unpaired = load  # type: ignore[attr-defined]
         # The harness makes the model first and its tasks after, with a manager that it does not hand over.
         TaskManager.load = load_paired
         return cls.from_config(config)
@@ -584,6 +594,29 @@ def _selected(config: EvaluateConfig, chosen: Selection) -> TransplantLM:
 
 def _has_prompts(request: Instance) -> bool:
     return all(prompt.strip() for prompt in (request.args[0], *getattr(request, "source_prompts", [])))
+
+
+# Keys of the evaluate config that the harness's command line decides, and how.
+_HARNESS_OWN = {
+    "limit": "--limit",
+    "split": "--samples",
+    "task.num_fewshot": "--num_fewshot",
+    "task.apply_chat_template": "--apply_chat_template",
+    "task.fewshot_as_multiturn": "--fewshot_as_multiturn",
+    "task.system_instruction": "--system_instruction",
+    "overwrite": "--output_path",
+}
+
+
+def _refuse_the_harness_own(given: dict[str, Any]) -> None:
+    own = [f"{key} (give {option})" for key, option in _HARNESS_OWN.items() if key in given]
+    if own:
+        raise XTransplantError(f"--model_args: {', '.join(own)}: the harness's command line says that.")
+    if given.get("selection") is not None:
+        raise XTransplantError(
+            "--model_args: selection: the harness does not keep the documents apart that it was made on. Use "
+            "xtransplant evaluate selection=…, or give transplant.component and transplant.layers."
+        )
 
 
 def _as_override(value: Any) -> str:

@@ -61,10 +61,10 @@ class Sources:
 
     @classmethod
     def of(cls, config: TaskJob) -> Sources:
-        """What a job's config asks for; the vanilla model needs no further languages."""
+        """What a job's config asks for; the vanilla model reads none of them."""
         vanilla = isinstance(config, EvaluateConfig) and config.transplant.layers is None and config.selection is None
         return cls(
-            config.transplant.control,
+            Control.none if vanilla else config.transplant.control,
             () if vanilla else tuple(config.transplant.mean_over),
             isinstance(config, EvaluateConfig) and config.prompt is PromptLanguages.both,
             config.seed,
@@ -150,7 +150,7 @@ def load(
         read = _source_tasks(target_name, source_name, task, pair, sources, loader)
         for side in read:
             _set_shots(side, task, sources.seed)
-        pairing = pair_tasks(target, read, task, sources)
+        pairing = pair_tasks(target, read, task, sources, split)
         answer_language.add_metrics(target, pair.source, pair.target, pairing.answer)
         pairing.rows = _chosen_rows(pairing, task, split)[:limit]
         pairings.append(pairing)
@@ -172,19 +172,10 @@ def _source_tasks(
     sources: Sources,
     loader: Loader,
 ) -> list[ConfigurableTask]:
-    """The task of the pair's source language, then those of the further ones.
-
-    Raises:
-        XTransplantError: the target task is another one for another source language.
-    """
+    """The task of the pair's source language, then those of the further ones, which `families.check` has judged."""
     names, place = [source_name], task_names(task, pair).index((target_name, source_name))
     for language in sources.mean_over:
-        target, source = task_names(task, dataclasses.replace(pair, source=language))[place]
-        if target != target_name:
-            raise XTransplantError(
-                f"transplant.mean_over={language}: {task.name} asks other questions for each source language."
-            )
-        names.append(source)
+        names.append(task_names(task, dataclasses.replace(pair, source=language))[place][1])
     return [
         loader.load(name, language) for name, language in zip(names, (pair.source, *sources.mean_over), strict=True)
     ]
@@ -208,20 +199,34 @@ def pair_for(
 
 
 def pair_tasks(
-    target: ConfigurableTask, read: Sequence[ConfigurableTask], task: TaskConfig, sources: Sources = Sources()
+    target: ConfigurableTask,
+    read: Sequence[ConfigurableTask],
+    task: TaskConfig,
+    sources: Sources = Sources(),
+    split: Split = Split.all,
 ) -> Pairing:
     """Align the documents of built tasks, a target and its sources, and make the target build the source prompts too.
+
+    Args:
+        split: the half whose labels have to agree: the other one is not evaluated.
 
     Raises:
         AlignmentError: as `load`.
     """
-    first, *others = [_align(target, source, task, sources) for source in read]
+    first, *others = sides = [_align(target, source, task, split) for source in read]
+    for row in range(len(first.docs)):
+        # A document counts where every source language has it.
+        if any(side.source_rows[row] is None for side in sides):
+            for side in sides:
+                side.source_rows[row] = None
+    for side in sides if sources.control is Control.random_document else []:
+        _misplace(side, task, sources.seed)
     first.others = others
     _attach(first, task, sources)
     return first
 
 
-def _align(target: ConfigurableTask, source: ConfigurableTask, task: TaskConfig, sources: Sources) -> Pairing:
+def _align(target: ConfigurableTask, source: ConfigurableTask, task: TaskConfig, split: Split) -> Pairing:
     target_docs, source_docs = list(target.eval_docs), list(source.eval_docs)
     keys = _keys(target_docs, task.key, target)
     source_rows: list[int | None]
@@ -236,7 +241,7 @@ def _align(target: ConfigurableTask, source: ConfigurableTask, task: TaskConfig,
         row_of = {key: row for row, key in enumerate(_keys(source_docs, task.key, source))}
         source_rows = [row_of.get(key) for key in keys]
     pairing = Pairing(target, source, target_docs, source_docs, keys, source_rows)
-    _check_alignment(pairing, target_docs, source_docs, task)
+    _check_alignment(pairing, target_docs, source_docs, task, split)
     for row, (doc, found) in enumerate(zip(target_docs, source_rows, strict=True)):
         if found is None:
             continue
@@ -246,8 +251,6 @@ def _align(target: ConfigurableTask, source: ConfigurableTask, task: TaskConfig,
                 f"{target.config.task}: documents {key} and {keys[row]} are equal, but have different counterparts in "
                 f"{source.config.task}. The harness hands over a document's content only: remove one of them."
             )
-    if sources.control is Control.random_document:
-        _misplace(pairing, task, sources.seed)
     return pairing
 
 
@@ -329,7 +332,11 @@ def _keys(docs: Sequence[dict[str, Any]], key: str, task: ConfigurableTask) -> l
 
 
 def _check_alignment(
-    pairing: Pairing, target_docs: list[dict[str, Any]], source_docs: list[dict[str, Any]], task: TaskConfig
+    pairing: Pairing,
+    target_docs: list[dict[str, Any]],
+    source_docs: list[dict[str, Any]],
+    task: TaskConfig,
+    split: Split,
 ) -> None:
     target, source, rows = pairing.target, pairing.source, pairing.source_rows
     names = f"{target.config.task} and {source.config.task} are not parallel"
@@ -365,6 +372,7 @@ def _check_alignment(
     golds = [
         (row, found, _label(target, target_docs[row], task.gold), _label(source, source_docs[found], task.gold))
         for row, found in aligned
+        if split in (Split.all, _split_of(pairing.keys[row], target_docs[row], task))
     ]
     # A side whose labels are withheld (-1, empty) says nothing.
     known = [item for item in golds if not {item[2], item[3]} & {-1, None, ""}]

@@ -68,6 +68,8 @@ class Selection:
             seen, total = known["candidates"]
             if record["format"] != FORMAT or known["strategy"] not in STRATEGIES:
                 raise ValueError(f"format {record['format']}, strategy {known['strategy']!r}")
+            if any("intervention" not in grid for grid in known["grids"]):
+                raise ValueError("it does not say how vectors are written")
         except (KeyError, TypeError, ValueError) as error:
             raise XTransplantError(f"Not a selection of format {FORMAT} ({error}). Select anew.") from error
         return cls(**known | {"cells": cells, "candidates": (seen, total)})

@@ -46,14 +46,15 @@ def summary_table(runs: Sequence[Run]) -> str:
     differ in nothing but the transplant share a row; a column `settings` tells rows apart that look alike. A column
     `unparsed` and one `language_consistency`, where a run has such a metric, hold a value for each condition.
     """
-    conditions = sorted({run.manifest["condition"] for run in runs}, key=lambda c: (c != "vanilla", c))
     cells: dict[tuple[str, ...], dict[str, tuple[float, float | None, int]]] = {}
     beside: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
-    for run in runs:
-        label = tuple(str(run.manifest[key]) for key in ("model_name", "task_name", "language_pair", "split"))
-        row, condition = (*label, _settings(run)), run.manifest["condition"]
+    named = [((*_label(run), _settings(run)), str(run.manifest["condition"])) for run in runs]
+    for run, (row, condition) in zip(runs, named, strict=True):
+        if named.count((row, condition)) > 1:  # e.g. two selections by one strategy
+            condition += f" #{run.manifest['config_hash'][:4]}"
         cells.setdefault(row, {})[condition] = _pooled(run)
         beside.setdefault(row, {})[condition] = _beside(run)
+    conditions = sorted({each for found in cells.values() for each in found}, key=lambda c: (c != "vanilla", c))
     shown = [name for name in _BESIDE if any(name in each for found in beside.values() for each in found.values())]
     alike = len({row[:-1] for row in cells}) < len(cells)
     rows = []
@@ -74,9 +75,13 @@ def summary_table(runs: Sequence[Run]) -> str:
     return "\n".join([table([*header, "documents"], rows), "", _LEGEND, *legend])
 
 
+def _label(run: Run) -> tuple[str, ...]:
+    return tuple(str(run.manifest[key]) for key in ("model_name", "task_name", "language_pair", "split"))
+
+
 def _settings(run: Run) -> str:
-    """Six hex digits of all that was configured, the transplant apart, and of the documents that were evaluated."""
-    configured = {**run.results["config"]["model_args"], "transplant": None, "selection": None}
+    """Six hex digits of all that was configured, the condition apart, and of the documents that were evaluated."""
+    configured = {**run.results["config"]["model_args"], "transplant": None, "selection": None, "prompt": None}
     documents = [facts["keys_sha256"] for _, facts in sorted(run.manifest["tasks"].items())]
     text = json.dumps([configured, documents], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:6]

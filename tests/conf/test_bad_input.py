@@ -154,6 +154,26 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     ("evaluate transplant.mean_over=[en]", ("transplant.mean_over=[en]", "the pair's source not among them")),
     ("grid transplant.mean_over=[sw,sw]", ("transplant.mean_over=[sw,sw]", "different languages")),
     ("evaluate transplant.control=self transplant.mean_over=[sw]", ("transplant.mean_over", "transplant.control=self")),
+    ("evaluate prompt=both transplant.control=random_document", ("random_document only with prompt=target",)),
+    (
+        "evaluate task=paper_xcopa language_pair=en-sw transplant.mean_over=[it]",
+        ("transplant.mean_over", "paper_xcopa_sw_it"),
+    ),
+    (
+        "evaluate task=blend language_pair=ko-en transplant.mean_over=[es]",
+        ("transplant.mean_over=es", "other questions"),
+    ),
+    (
+        "evaluate task=klar language_pair=en-tr task.source_tasks=[klar_es] transplant.mean_over=[fr]",
+        ("averaged with themselves", "{lang}"),
+    ),
+    ("doctor transplant.positions=0", ("transplant.positions=0", "1 or more")),
+    ("doctor transplant.positions=abc", ("transplant.positions=abc", "1 or more")),
+    (
+        "doctor transplant.control=zero transplant.mean_over=[de]",
+        ("transplant.control=zero", "mean_over=[de]"),
+    ),
+    ("evaluate -m experiment=paper_v2/xcopa,paper_v2/xnli", ("one experiment at a time",)),
     ("evaluate prompt=source", ("prompt=source", "target or both")),
     ("evaluate prompt=both task.apply_chat_template=true", ("prompt=both", "two chats")),
     ("grid grid.pairs=some", ("grid.pairs='some'", "source_last", "[[17,0],[13,2]]")),

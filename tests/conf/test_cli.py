@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from xtransplant import checks, cli, compose, config, grid_jobs, jobs, pairing
+from xtransplant import checks, cli, compose, config, families, grid_jobs, jobs
 from xtransplant.checks import keys
 from xtransplant.config import JOBS, EvaluateConfig, config_hash, run_name, to_dict
 from xtransplant.types import XTransplantError
@@ -41,7 +41,7 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("XTRANSPLANT_DATA", raising=False)
     # Looking up names among 13,000 tasks is tested elsewhere.
-    monkeypatch.setattr(pairing, "check", lambda *_: [])
+    monkeypatch.setattr(families, "check", lambda *_: [])
 
 
 @pytest.fixture
@@ -272,9 +272,11 @@ def test_what_the_command_line_gives_takes_an_axis_place() -> None:
     assert [(each.model.name, each.language_pair.target, each.limit) for each in runs] == [
         ("smollm2_135m", language, 3) for language in ("sw", "sw", "th", "th")
     ]
-    # A key of a section that is swept over: the section's choices would make no difference to it.
-    runs = swept("experiment=paper_v2/xcopa", "model=smollm2_135m", "language_pair=en-sw", "transplant.layers=[1,2]")
-    assert [shown_layers(each) for each in runs] == ["[1, 2]"]
+    # A key of what is swept over stays one: all runs have it.
+    runs = swept("experiment=paper_v2/xcopa", "model.dtype=float16", "language_pair=en-sw", "transplant=attn")
+    assert {(each.model.name, each.model.dtype.value) for each in runs} == {
+        (name, "float16") for name in ("llama2_7b_chat", "mistral_7b_instruct_v0_3", "qwen2_7b_instruct")
+    }
 
 
 def test_an_experiment_is_done_by_hydras_sweeper(ran: list[Any]) -> None:
@@ -488,7 +490,7 @@ def test_vanilla_is_one_whatever_is_not_transplanted() -> None:
         (["layers=[[3,4],[last,first]]"], "ffn-17_0_3_4"),
         (["mode=add", "strength=-0.5", "match_norm=true"], "ffn-3-4-add_0.5-norm"),
         (["mode=interpolate", "positions=2", "scope=every_step"], "ffn-3-4-interpolate1-last2-every_step"),
-        (["positions=all", "mean_over=[fr,es]", "control=random_document"], "ffn-3-4-all-mean_fr_es-random_document"),
+        (["positions=all", "mean_over=[fr,es]", "control=noise"], "ffn-3-4-all-mean_fr_es-noise"),
     ],
 )
 def test_name_tells_the_transplant(overrides: list[str], ending: str) -> None:

@@ -258,3 +258,30 @@ def test_stock_xnli_has_no_prompt_to_transplant_into(data_dir: Path) -> None:
     lm = TransplantLM(never, Transplant(Component.ffn, [0, 0]))
     with pytest.raises(XTransplantError, match=r"xnli_sw: 15 of 15 requests have an empty prompt"):
         lm.loglikelihood(found.target.instances)
+
+
+def test_a_document_counts_where_every_source_language_has_it(tmp_path: Path) -> None:
+    """The target's own language stands for a third one."""
+    folder = write_tasks(tmp_path, en=documents("en")[1:])
+    for control in (Control.none, Control.random_document):
+        sources = pairing.Sources(control, mean_over=("sw",), seed=1)
+        given = config(folder, unmatched=Unmatched.drop)
+        found = pairing.load(given, PAIR, Split.all, None, sources)[0]
+        assert [found.keys[row] for row in found.rows] == [f"doc-{n}" for n in range(1, 10)]
+        found.target.build_all_requests(samples=found.rows)
+        for request in found.target.instances:
+            one, other = request.source_prompts
+            # Of one document in both languages, whichever it is.
+            assert one.split()[3] == other.split()[2]
+
+
+def test_labels_have_to_agree_in_the_half_that_is_evaluated(tmp_path: Path) -> None:
+    half = {"doc-0", "doc-1", "doc-2", "doc-3", "doc-4"}
+    rows = [row | {"split": "sample" if row["id"] in half else "unseen"} for row in documents("sw")]
+    wrong = [row if row["id"] in half else row | {"label": (row["label"] + 1) % 3} for row in rows]
+    folder = write_tasks(tmp_path, sw=wrong, en=[row | {"split": "sample"} for row in documents("en")])
+    given = config(folder, split_field="split")
+    assert len(pairing.load(given, PAIR, Split.sample, None)[0].rows) == 5
+    for split in (Split.unseen, Split.all):
+        with pytest.raises(pairing.AlignmentError, match="the gold label agrees in"):
+            pairing.load(given, PAIR, split, None)
