@@ -74,8 +74,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write(f"xtransplant_paper/XCOPA/XCOPA_{half}/{kind}/en.jsonl", rows)
         place = f"xtransplant_paper/GlobalOpinionQA/GlobalOpinionQA_{half}"
         items = [{"input_text": prompt, "label": [0.9, 0.1], "country": "Ethiopia"} for prompt in prompts]
-        write(f"{place}/split/am.jsonl", items)
-        write(f"{place}/translated/am.jsonl", [f"am {prompt}" for prompt in prompts])
+        for language in ("am", "zh-CN"):
+            write(f"{place}/split/{language}.jsonl", items)
+            write(f"{place}/translated/{language}.jsonl", [f"{language} {prompt}" for prompt in prompts])
+    for language in ("en", "zh"):
+        sums = [{"question": f"{n} + 1?", "answer_number": n + 1, "equation_solution": None} for n in range(4)]
+        write(f"mgsm/{language}.train.jsonl", [{**each, "answer": "1"} for each in sums])
+        write(f"mgsm/{language}.test.jsonl", [{**each, "answer": None} for each in sums])
     for language in ("ar", "en"):
         questions = [{"example_id": str(n), "question": f"Who is {n}?", "answer": ["I"]} for n in range(4)]
         write(f"mkqa/{language}.test.jsonl", questions)
