@@ -76,7 +76,7 @@ def entries(kind: str, config_dir: str | None = None) -> list[Entry]:
         return [
             Entry((code, language_name(code) or "-", ", ".join(families[code])), (code,)) for code in sorted(families)
         ]
-    choices = _choices(kind.removesuffix("s"), config_dir)
+    choices = choices_of(kind.removesuffix("s"), config_dir)
     found = []
     for name, path in sorted(choices.items()):
         about = _description(path)
@@ -130,7 +130,7 @@ def _occurs(word: str, entry: Entry, codes: Collection[str]) -> bool:
 # --- Files -----------------------------------------------------------------------------------------------------------
 
 
-def _choices(group: str, config_dir: str | None) -> dict[str, Path]:
+def choices_of(group: str, config_dir: str | None = None) -> dict[str, Path]:
     """Name of a choice, with its subfolders -> its file."""
     roots = [Path(str(files("xtransplant.conf"))), *([] if config_dir is None else [config_folder(config_dir)])]
     return {

@@ -15,7 +15,6 @@ import traceback
 from argparse import Namespace
 from collections.abc import Collection, Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from xtransplant import __version__, catalogue
@@ -342,8 +341,7 @@ def _job_help(job: str) -> str:
         lines += ["", "Choices, each a file in conf/<group>/ (the first is the default):", ""]
         rows = []
         for group, default in defaults.items():
-            folder = Path(str(conf), group)
-            names = sorted(each.relative_to(folder).with_suffix("").as_posix() for each in folder.rglob("*.yaml"))
+            names = sorted(catalogue.choices_of(group))
             choices = [shown(default), *(name for name in names if name != default)]
             more = ", any <source>-<target> of language codes, e.g. en-sw" if group == "language_pair" else ""
             rows.append((f"  {group}", ", ".join(choices) + more))

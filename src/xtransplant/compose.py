@@ -217,7 +217,7 @@ def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:
             faults.append(str(error))
         else:
             if chosen is not None and config.transplant.control is Control.zero:
-                how = selection.effective(config).transplant.intervention
+                how = selection.effective(config, chosen).transplant.intervention
                 if how.match_norm or how.mode is Mode.add:
                     faults.append(
                         "transplant.control=zero: the selection adds its vectors, or matches their norms: nothing "

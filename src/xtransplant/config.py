@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Self
 
 from omegaconf import MISSING
 
@@ -165,6 +165,23 @@ class InterventionConfig:
     @property
     def intervention(self) -> Intervention:
         return Intervention(self.site, self.mode, self.strength, self.match_norm, self.positions, self.scope)
+
+    def recorded(self) -> dict[str, Any]:
+        """How vectors are written, as plain values: what a grid and a selection keep of it."""
+        values = {name: getattr(self, name) for name in _RECORDED}
+        return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+
+    def with_recorded(self, values: Mapping[str, Any]) -> Self:
+        """This config where `recorded` values take the place of its own."""
+        own = {name: getattr(self, name) for name in values}
+        given: dict[str, Any] = {
+            name: type(old)(values[name]) if isinstance(old, Enum) else values[name] for name, old in own.items()
+        }
+        return dataclasses.replace(self, **given)
+
+
+# The component and the control are recorded elsewhere, the latter because it makes another grid of the same kind.
+_RECORDED = [each.name for each in dataclasses.fields(InterventionConfig) if each.name not in ("component", "control")]
 
 
 @dataclass

@@ -318,13 +318,20 @@ def unlike(first: Grid, second: Grid, keys: Sequence[str] = SAME_CELLS) -> str |
     """
     pairs = {key: (_compared(first, key), _compared(second, key)) for key in keys}
     pairs["the model's files"] = (first.weights, second.weights)
-    for key, (a, b) in pairs.items():
-        if isinstance(a, dict) and isinstance(b, dict) and key in ("settings", "intervention"):
-            differs = next((name for name in a if a[name] != b.get(name)), key)
-            key, a, b = differs, a.get(differs), b.get(differs)
+    for name, (one, other) in pairs.items():
+        key, a, b = narrowed(name, one, other)
         if a != b:
             return f"{key} differ" if isinstance(a, dict) else f"{key} is {a!r} in one and {b!r} in the other"
     return None
+
+
+def narrowed(key: str, one: Any, other: Any) -> tuple[str, Any, Any]:
+    """The key and its two values; of settings, the first one that differs and its two values."""
+    if key in ("settings", "intervention") and isinstance(one, dict) and isinstance(other, dict):
+        for name, value in one.items():
+            if value != other.get(name):
+                return name, value, other.get(name)
+    return key, one, other
 
 
 def _compared(grid: Grid, key: str) -> Any:

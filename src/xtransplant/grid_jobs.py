@@ -94,9 +94,7 @@ def grid(config: GridConfig) -> None:
         "job": "grid",
         "config_hash": config_hash(config, lm.decoder.num_layers),
         "control": None if config.transplant.control is Control.none else config.transplant.control.value,
-        "intervention": {
-            name: value for name, value in to_dict(config)["transplant"].items() if name not in ("component", "control")
-        },
+        "intervention": config.transplant.recorded(),
         "components": listed(config.transplant.component),
         "pairs": config.grid.pairs,
         "left_out": lm.left_out,

@@ -69,7 +69,7 @@ def evaluate(config: EvaluateConfig) -> None:
     manifest = facts_of_run(config, lm, pairs) | {
         "job": "evaluate",
         "config_hash": short_hash,
-        "condition": _condition(config, lm.layer_pairs if chosen is None else [], strategy),
+        "condition": _condition(config, lm, chosen),
         "transplant": _transplanted(config, lm, chosen),
         "timings": {
             "tasks_seconds": loaded - started,
@@ -134,8 +134,9 @@ def _documents(found: pairing.Pairing) -> dict[str, Any]:
 
 def load_pairs(config: TaskJob) -> list[pairing.Pairing]:
     """The documents of a run, both sides."""
-    effective = selection.effective(config) if isinstance(config, EvaluateConfig) else config
-    sources = pairing.Sources.of(effective)
+    if isinstance(config, EvaluateConfig):
+        config = selection.effective(config, selection.of_run(config))
+    sources = pairing.Sources.of(config)
     pairs = pairing.load(config.task, config.language_pair, config.split, config.limit, sources)
     for found in pairs:
         log.info("%s: %d documents, sources from %s", found.name, len(found.rows), found.source.config.task)
@@ -318,14 +319,17 @@ def harness(lm: TransplantLM, pairs: list[pairing.Pairing], config: TaskJob) -> 
     return plain | {"configs": json.loads(re.sub(r" at 0x[0-9a-f]+", "", configs))}
 
 
-def _condition(config: EvaluateConfig, pairs: list[LayerPair], strategy: str | None) -> str:
+def _condition(config: EvaluateConfig, lm: TransplantLM, chosen: Selection | None) -> str:
     """What was done to the model, in a few words: the column in a table."""
     both = " (both prompts)" if config.prompt is PromptLanguages.both else ""
-    if not pairs and strategy is None:
+    if chosen is not None:
+        what = chosen.strategy
+    elif lm.layer_pairs:
+        layers = ", ".join(f"{pair.source}>{pair.target}" for pair in lm.layer_pairs)
+        what = f"{config.transplant.component.value} {layers}"
+    else:
         return f"vanilla{both}"
-    layers = ", ".join(f"{pair.source}>{pair.target}" for pair in pairs)
-    how = departures(selection.effective(config).transplant)
-    what = f"{config.transplant.component.value} {layers}" if strategy is None else strategy
+    how = departures(selection.effective(config, chosen).transplant)
     return what + (f" ({', '.join(how)})" if how else "") + both
 
 

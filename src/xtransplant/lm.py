@@ -175,7 +175,7 @@ class TransplantLM(TemplateLM):
         """The model and transplant of an evaluate config; the model is loaded at the first request."""
         selected = selection.of_run(config)
         if selected is not None:
-            return _selected(selection.effective(config), selected)
+            return _selected(selection.effective(config, selected), selected)
         chosen = config.transplant
         return cls(
             lambda: load_decoder(config.model),
@@ -267,11 +267,9 @@ class TransplantLM(TemplateLM):
         return int(resolve_max_length(self.decoder.model.config, self.tokenizer))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        if self.tokenizer.chat_template is None:
-            raise XTransplantError(
-                "task.apply_chat_template=true: this model's tokenizer has no chat template. Use false, or an "
-                "instruction-tuned model."
-            )
+        from xtransplant.loading import check_chat_template
+
+        check_chat_template(self.tokenizer)
         text: str = self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,

@@ -104,11 +104,18 @@ def check_here(config: ModelConfig, chat: bool) -> None:
             tokenizer = AutoTokenizer.from_pretrained(**_where(config), trust_remote_code=config.trust_remote_code)
         except (OSError, ValueError, ImportError, RuntimeError, KeyError):
             return  # said when the model is loaded
-        if tokenizer.chat_template is None:
-            raise XTransplantError(
-                f"task.apply_chat_template=true: the tokenizer of {config.path} has no chat template. Use false, or an "
-                "instruction-tuned model."
-            )
+        check_chat_template(tokenizer)
+
+
+def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises:
+    XTransplantError: prompts cannot be made chats with this tokenizer.
+    """
+    if tokenizer.chat_template is None:
+        raise XTransplantError(
+            "task.apply_chat_template=true: this model's tokenizer has no chat template. Use false, or an "
+            "instruction-tuned model."
+        )
 
 
 def _load(config: ModelConfig, where: dict[str, Any], device: str | None) -> LoadedModel:

@@ -150,8 +150,7 @@ def load(
         read = _source_tasks(target_name, source_name, task, pair, sources, loader)
         for side in read:
             _set_shots(side, task, sources.seed)
-        pairing = pair_tasks(target, read, task, sources, split)
-        answer_language.add_metrics(target, pair.source, pair.target, pairing.answer)
+        pairing = pair_tasks(target, read, task, pair, sources, split)
         pairing.rows = _chosen_rows(pairing, task, split)[:limit]
         pairings.append(pairing)
     return pairings
@@ -192,9 +191,7 @@ def pair_for(
     for target_name, source_name in task_names(task, pair):
         if target_name == target.config.task:
             read = _source_tasks(target_name, source_name, task, pair, sources, Loader(task))
-            pairing = pair_tasks(target, read, task, sources)
-            answer_language.add_metrics(target, pair.source, pair.target, pairing.answer)
-            return pairing
+            return pair_tasks(target, read, task, pair, sources)
     return None
 
 
@@ -202,10 +199,12 @@ def pair_tasks(
     target: ConfigurableTask,
     read: Sequence[ConfigurableTask],
     task: TaskConfig,
+    pair: LanguagePairConfig,
     sources: Sources = Sources(),
     split: Split = Split.all,
 ) -> Pairing:
-    """Align the documents of built tasks, a target and its sources, and make the target build the source prompts too.
+    """Align the documents of built tasks, a target and its sources, and make the target build the source prompts too,
+    and tell the language of what it generates.
 
     Args:
         split: the half whose labels have to agree: the other one is not evaluated.
@@ -223,6 +222,7 @@ def pair_tasks(
         _misplace(side, task, sources.seed)
     first.others = others
     _attach(first, task, sources)
+    answer_language.add_metrics(target, pair.source, pair.target, first.answer)
     return first
 
 

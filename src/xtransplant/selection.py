@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from enum import Enum
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -118,12 +117,7 @@ def _published(content: dict[str, Any]) -> list[Selection]:
     grid = {
         **{"folder": None, "grid_sha256": None, "weights": None, "config_hash": None, "source": content["source"]},
         **{"task_name": content["task"], "control": None, "num_layers": None},
-    }
-    paper = InterventionConfig()
-    grid["intervention"] = {
-        field.name: value.value if isinstance(value := getattr(paper, field.name), Enum) else value
-        for field in fields(InterventionConfig)
-        if field.name not in ("component", "control")
+        "intervention": InterventionConfig().recorded(),
     }
     return [
         Selection(
@@ -156,17 +150,11 @@ def of_run(config: EvaluateConfig) -> Selection | None:
     return fitting(config.selection, short_name(config.model), config.task.name, pair.source, pair.target)
 
 
-def effective(config: EvaluateConfig) -> EvaluateConfig:
-    """A run's config where its selection, if it names one, says how vectors are written."""
-    chosen = of_run(config)
+def effective(config: EvaluateConfig, chosen: Selection | None) -> EvaluateConfig:
+    """A run's config where its selection (`of_run`), if there is one, says how vectors are written."""
     if chosen is None:
         return config
-    own = config.transplant
-    given = {
-        name: type(getattr(own, name))(value) if isinstance(getattr(own, name), Enum) else value
-        for name, value in chosen.grids[0]["intervention"].items()
-    }
-    return replace(config, transplant=replace(own, **given))
+    return replace(config, transplant=config.transplant.with_recorded(chosen.grids[0]["intervention"]))
 
 
 def fitting(path: str, model: str, task: str, source: str, target: str) -> Selection:

@@ -28,7 +28,7 @@ import numpy as np
 from scipy.special import entr
 
 from xtransplant import stats
-from xtransplant.grid import SAME_CELLS, Grid, as_list, name_of, pool, ranked, show
+from xtransplant.grid import SAME_CELLS, Grid, as_list, name_of, narrowed, pool, ranked, show
 from xtransplant.selection import Selection
 from xtransplant.types import FIXED, ONE_CELL, STRATEGIES, Cell, Component, LayerPair, XTransplantError
 
@@ -356,12 +356,9 @@ def evaluate_selection(selection: Selection, grid: Grid) -> np.ndarray:
         )
     own = {"weights": grid.weights, **{key: grid.meta.get(key) for key in SAME_CELLS}}
     for facts in selection.grids:
-        for key, value in own.items():
-            if facts.get(key) != value:
-                given: Any = facts.get(key)
-                if key == "intervention" and value is not None and given is not None:
-                    key = next(name for name in value if value[name] != given.get(name))
-                    value, given = value[key], given.get(key)
+        for name, there in own.items():
+            key, value, given = narrowed(name, there, facts.get(name))
+            if given != value:
                 how = "differs" if isinstance(value, dict) else f"is {value!r}, not {given!r}"
                 raise XTransplantError(f"{name_of(grid)}: {key} {how} as where {selection.strategy} was selected.")
     return _scores(selection, grid)

@@ -325,16 +325,6 @@ def test_same_fault_of_many_runs_is_said_once(refused: Refused) -> None:
 # --- Files of the user's ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[[str, str], None]:
-    def write(name: str, text: str) -> None:
-        path = tmp_path / "mine" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-
-    return write
-
-
 MODEL = "name: mine\npath: embedded:gemma3_270m\n"
 
 

@@ -38,18 +38,6 @@ def listed(capsys: pytest.CaptureFixture[str]) -> Listed:
     return run
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[[str, str], None]:
-    """Write a file of the user's."""
-
-    def write(name: str, text: str) -> None:
-        path = tmp_path / "mine" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-
-    return write
-
-
 def names(lines: list[str]) -> list[str]:
     return [line.split()[0] for line in lines]
 

@@ -53,18 +53,6 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return given
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[[str, str], None]:
-    """Write a file of the user's."""
-
-    def write(name: str, text: str) -> None:
-        path = tmp_path / "mine" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-
-    return write
-
-
 def evaluate_config(*overrides: str) -> EvaluateConfig:
     composed = compose.compose("evaluate", overrides)
     assert isinstance(composed, EvaluateConfig)
