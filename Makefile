@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-slow check demo hooks constraints clean
+.PHONY: help install lint format test test-slow test-gpu check demo hooks constraints clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: install  ## the fast tests (WORKERS=2, ARGS='-k engine')
 
 test-slow: install  ## the tests marked slow
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow $(ARGS)
+
+test-gpu: install  ## the engine and the sweep against plain forwards, on a CUDA GPU
+	XTRANSPLANT_TEST_DEVICE=cuda $(TEST_ENV) $(BIN)/python -m pytest tests/equivalence $(ARGS)
 
 check: lint test  ## what to run before a push
 

@@ -178,8 +178,10 @@ def peer_vectors(peer: Peer, document: Document) -> list[Tensor]:
     return peer.capture(torch.tensor([document.source]))
 
 
-def peer_loop(peer: Peer, document: Document, vectors: list[Tensor], pairs: list[Pair]) -> list[list[float]]:
-    rows, kept = choice_rows(document)
+def peer_loop(
+    sweep: Sweep, peer: Peer, document: Document, vectors: list[Tensor], pairs: list[Pair]
+) -> list[list[float]]:
+    rows, kept = choice_rows(sweep, document)
     logits = peer.patched(rows, kept, len(document.target) - 1, vectors, pairs)
     return [choice_logprobs(each, document) for each in logits]
 
@@ -195,20 +197,20 @@ def measure(
     for name, peer in peers.items():  # the first forward of a process, and of a library, costs more
         if not isinstance(peer, str):
             try:
-                peer_loop(peer, documents[0], peer_vectors(peer, documents[0]), rounds[0][:1])
+                peer_loop(sweep, peer, documents[0], peer_vectors(peer, documents[0]), rounds[0][:1])
             except Exception as error:
                 peers[name] = f"failed to run: {type(error).__name__}: {error}"
     sweep_speed.score_choices(sweep, documents[0])
     working = {name: peer for name, peer in peers.items() if not isinstance(peer, str)}
     for pairs in rounds:
         drawn = [pairs] * len(documents)
-        ours = clock.run("D", partial(sweep_speed.our_scores, sweep), documents)
+        [ours] = clock.run("D", partial(sweep_speed.our_scores, sweep), [documents])
         vectors = clock.run("A: capture", partial(sweep_speed.source_pass, sweep), documents)
         loop = partial(sweep_speed.hooked_loop, sweep)
         found = {"A": clock.run("A: one pair", loop, documents, vectors, drawn, each=len(pairs))}
         for name, peer in working.items():
             vectors = clock.run(f"{name}: capture", partial(peer_vectors, peer), documents)
-            loop = partial(peer_loop, peer)
+            loop = partial(peer_loop, sweep, peer)
             found[name] = clock.run(f"{name}: one pair", loop, documents, vectors, drawn, each=len(pairs))
         for name, of_documents in found.items():
             for swept, of_pairs in zip(ours, of_documents, strict=True):
@@ -221,7 +223,7 @@ def measure(
         "pairs_measured": f"{len(rounds[0])} in each of {len(rounds)} rounds, {sum(map(len, rounds))} different ones "
         f"of {count} in all; extrapolated to all. D: all.",
         "largest_effect_of_a_measured_pair": max(effects),
-        "D, our sweep": {"cpu_seconds_a_document": spread(clock.seconds["D"])},
+        "D, our sweep": {"seconds_a_document": spread(clock.seconds["D"])},
     }
     for name in ("A", *peers):
         if name in peers and name not in working:
@@ -232,9 +234,9 @@ def measure(
         worst = max(differences[name])
         results["A, plain hooks" if name == "A" else name] = {
             **({} if name == "A" else {"version": version(PEERS[name][2])}),
-            "cpu_seconds_of_capture": spread(captures),
-            "cpu_seconds_a_pair": spread(loops),
-            "cpu_seconds_a_document_extrapolated_to_all_pairs": spread(whole),
+            "seconds_of_capture": spread(captures),
+            "seconds_a_pair": spread(loops),
+            "seconds_a_document_extrapolated_to_all_pairs": spread(whole),
             "times_D": spread([all_pairs / d for all_pairs, d in zip(whole, clock.seconds["D"], strict=True)]),
             "largest_logprob_difference_to_D": worst,
             "equal_to_D": worst <= ALLOWED_DIFFERENCE,

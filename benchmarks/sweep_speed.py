@@ -1,17 +1,18 @@
 """All layer pairs of a document at once (`xtransplant.sweep`) against a loop over the pairs and the authors' procedure.
 
     python benchmarks/sweep_speed.py model=gemma3_270m task=paper_xnli_mc language_pair=en-sw \\
-        [documents=2] [first_document=0] [rounds=3] [pairs_measured=3]
+        [documents=2] [first_document=0] [rounds=3] [pairs_measured=3] [shape=llama2_7b]
 
-Keys are those of `xtransplant evaluate` (transplant.component and transplant.site among them) and the four shown.
-Prints JSON. Per document, in CPU seconds of one thread, all interleaved in every round:
+Keys are those of `xtransplant evaluate` (transplant.component and transplant.site among them) and the five shown.
+`shape`: random weights of that size, made in place, with the tokenizer of `model`. Prints JSON. Per document, in CPU
+seconds of one thread, with `model.device=cuda` in seconds of the clock; all interleaved in every round:
 
     S   one source pass
     V   one stock forward over all choices of the document: a batch of the full prompt with each choice, the output
         head where choices are read only; and once with the head everywhere, as most harnesses run it
     A   the loop over pairs: S once, then V with a hook for every pair
     B   the authors' procedure: for every pair a source pass and 20 greedy tokens of the target prompt
-    D   our sweep: every pair, the source pass included
+    D   our sweep: every pair, the source pass included; all documents in one call, as a grid has them
 
 A and B run on a few random pairs, others in each round, and are extrapolated to all. A task that generates is compared
 with B alone, V being the vanilla generation. S, V, A and B are transformers and plain hooks: they share no code with
@@ -20,6 +21,7 @@ the sweep but the module that is hooked.
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import random
@@ -38,7 +40,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PretrainedConfig
 
 from xtransplant import engine, pairing
 from xtransplant.compose import compose
@@ -51,6 +53,16 @@ from xtransplant.types import Cell, Component, Intervention, Site
 AUTHORS_NEW_TOKENS = 20
 HEAD_COLUMNS = 8192  # of the vocabulary in one product, where the output head's rate is measured
 GB = 1e9
+# Random weights are as fast as trained ones.
+SHAPES = {
+    "llama2_7b": LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        max_position_embeddings=4096,
+    )
+}
 T = TypeVar("T")
 
 
@@ -70,6 +82,13 @@ class Sweep:
     decoder: Decoder
     component: Component
     site: Site
+
+    @functools.cached_property
+    def memory(self) -> int:
+        """Bytes beside the model, as a grid has by default."""
+        from xtransplant.sweep import usual_memory
+
+        return usual_memory(self.decoder)
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -94,7 +113,7 @@ def source_pass(sweep: Sweep, document: Document) -> list[Tensor]:
         sweep.module(layer).register_forward_hook(lambda module, args, output: found.append(_hidden(output)[0, -1]))
         for layer in range(sweep.decoder.num_layers)
     ]
-    sweep.decoder.model.base_model(input_ids=torch.tensor([document.source]), use_cache=False)
+    sweep.decoder.model.base_model(input_ids=on_device(sweep, [document.source]), use_cache=False)
     for handle in handles:
         handle.remove()
     return [vector.clone() for vector in found]
@@ -102,19 +121,19 @@ def source_pass(sweep: Sweep, document: Document) -> list[Tensor]:
 
 def score_choices(sweep: Sweep, document: Document) -> list[float]:
     """Log-probability of every choice: one forward, one row a choice, logits where choices are read only."""
-    rows, at = choice_rows(document)
+    rows, at = choice_rows(sweep, document)
     logits = sweep.decoder.model(input_ids=rows, use_cache=False, logits_to_keep=at).logits
     return choice_logprobs(logits, document)
 
 
 def score_choices_all_logits(sweep: Sweep, document: Document) -> list[float]:
     """The same, with the logits of every token of the prompt."""
-    rows, at = choice_rows(document)
+    rows, at = choice_rows(sweep, document)
     logits = sweep.decoder.model(input_ids=rows, use_cache=False).logits[:, at]
     return choice_logprobs(logits, document)
 
 
-def choice_rows(document: Document) -> tuple[Tensor, Tensor]:
+def choice_rows(sweep: Sweep, document: Document) -> tuple[Tensor, Tensor]:
     """The full prompt with each choice, and the positions where choices are read.
 
     Padded at the end, where causal attention keeps it from mattering.
@@ -122,7 +141,8 @@ def choice_rows(document: Document) -> tuple[Tensor, Tensor]:
     longest = max(map(len, document.choices))
     rows = [document.target + choice + [0] * (longest - len(choice)) for choice in document.choices]
     first = len(document.target) - 1
-    return torch.tensor(rows)[:, :-1], torch.arange(first, first + longest)
+    at = torch.arange(first, first + longest, device=sweep.decoder.device)
+    return on_device(sweep, rows)[:, :-1], at
 
 
 def choice_logprobs(logits: Tensor, document: Document) -> list[float]:
@@ -187,7 +207,7 @@ def stock_generate(sweep: Sweep, prompt: list[int], max_new_tokens: int) -> list
     """Greedy; ends with the model's end-of-text token. The new tokens."""
     model = sweep.decoder.model
     ends = end_tokens(sweep.decoder)
-    ids = torch.tensor([prompt])
+    ids = on_device(sweep, [prompt])
     out = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -196,6 +216,10 @@ def stock_generate(sweep: Sweep, prompt: list[int], max_new_tokens: int) -> list
         ),
     )
     return out[0, len(prompt) :].tolist()
+
+
+def on_device(sweep: Sweep, ids: list[list[int]]) -> Tensor:
+    return torch.tensor(ids, device=sweep.decoder.device)
 
 
 def end_tokens(decoder: Decoder) -> list[int]:
@@ -211,33 +235,32 @@ def _hidden(output: Any) -> Tensor:
 # --- D -----------------------------------------------------------------------------------------------------------
 
 
-def our_scores(sweep: Sweep, document: Document) -> list[list[float]]:
-    """D: vanilla and then every pair: the log-probability of every choice."""
+def our_scores(sweep: Sweep, documents: list[Document]) -> list[list[list[float]]]:
+    """D: of every document, vanilla and then every pair: the log-probability of every choice."""
     from xtransplant.sweep import score_cells
 
-    vectors = engine.capture(sweep.decoder, [document.source], [sweep.component], sweep.site)
-    [scores] = score_cells(
-        sweep.decoder, [document.target], vectors, sweep.cells, [document.choices], Intervention(sweep.site)
-    )
-    return scores.logprob.tolist()
+    vectors = engine.capture(sweep.decoder, [d.source for d in documents], [sweep.component], sweep.site)
+    targets, choices = [d.target for d in documents], [d.choices for d in documents]
+    found = score_cells(sweep.decoder, targets, vectors, sweep.cells, choices, Intervention(sweep.site), sweep.memory)
+    return [scores.logprob.tolist() for scores in found]
 
 
-def our_texts(sweep: Sweep, document: Document) -> list[list[int]]:
-    """D of a task that generates: vanilla and then every pair: the new tokens."""
+def our_texts(sweep: Sweep, documents: list[Document]) -> list[list[list[int]]]:
+    """D of a task that generates: of every document, vanilla and then every pair: the new tokens."""
     from xtransplant.sweep import generate_cells
 
     ends = set(end_tokens(sweep.decoder))
-    vectors = engine.capture(sweep.decoder, [document.source], [sweep.component], sweep.site)
-    [texts] = generate_cells(
+    vectors = engine.capture(sweep.decoder, [d.source for d in documents], [sweep.component], sweep.site)
+    return generate_cells(
         sweep.decoder,
-        [document.target],
+        [d.target for d in documents],
         vectors,
         sweep.cells,
-        document.max_new_tokens,
+        max(d.max_new_tokens for d in documents),
         lambda tokens: tokens[-1] in ends,
-        how=Intervention(sweep.site),
+        Intervention(sweep.site),
+        sweep.memory,
     )
-    return texts
 
 
 def way_of(sweep: Sweep) -> str:
@@ -314,20 +337,23 @@ def attention_operations(sweep: Sweep, document: Document) -> int:
     return 4 * heads * head_size * seen
 
 
-def matrix_rates(products: dict[str, Products]) -> dict[str, dict[str, float]]:
-    """Floating-point operations a second of one thread, for each way of multiplying and each part's own shapes."""
+def matrix_rates(sweep: Sweep, products: dict[str, Products]) -> dict[str, dict[str, float]]:
+    """Floating-point operations a second, for each way of multiplying and each part's own shapes."""
     rates: dict[str, dict[str, float]] = {"stock": {}, "the sweep's": {}}
     for part, product in products.items():
         shapes = [(inputs, min(outputs, HEAD_COLUMNS)) for inputs, outputs in product.shapes]
         operations = 2 * product.rows * sum(inputs * outputs for inputs, outputs in shapes)
         for way, of_part in rates.items():
-            of_part[part] = operations / sum(_linear_seconds(product.rows, *shape, way != "stock") for shape in shapes)
+            seconds = sum(_linear_seconds(sweep, product.rows, *shape, way != "stock") for shape in shapes)
+            of_part[part] = operations / seconds
     return rates
 
 
-def _linear_seconds(rows: int, inputs: int, outputs: int, ours: bool) -> float:
+def _linear_seconds(sweep: Sweep, rows: int, inputs: int, outputs: int, ours: bool) -> float:
     """The fastest of five: a bound is wanted."""
-    x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
+    like = sweep.decoder.model.get_input_embeddings().weight
+    x = torch.randn(rows, inputs, dtype=like.dtype, device=like.device)
+    weight = torch.randn(outputs, inputs, dtype=like.dtype, device=like.device)
     with torch.inference_mode(), fast_products() if ours else nullcontext():
         return min(timed(lambda: F.linear(x, weight))[0] for _ in range(5))
 
@@ -335,31 +361,41 @@ def _linear_seconds(rows: int, inputs: int, outputs: int, ours: bool) -> float:
 # --- Measuring ---------------------------------------------------------------------------------------------------
 
 
+def now() -> float:
+    """CPU seconds of this process; seconds of the clock once a GPU is used, whose work so far is waited for."""
+    if not torch.cuda.is_initialized():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def timed(call: Callable[[], T]) -> tuple[float, T]:
-    started = time.process_time()
+    started = now()
     result = call()
-    return time.process_time() - started, result
+    return now() - started, result
 
 
 def peak_memory() -> float:
-    """GB; the most that this process ever held, so it never falls."""
+    """GB; the most that this process ever held, of the GPU's memory where it uses one. So it never falls."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / GB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / GB
 
 
-def own_keys(arguments: list[str], own: dict[str, int]) -> tuple[dict[str, int], list[str]]:
+def own_keys(arguments: list[str], own: dict[str, T]) -> tuple[dict[str, T], list[str]]:
     """This script's own keys, and the other arguments."""
     rest = []
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key in own:
-            own[key] = int(value)
+            own[key] = type(own[key])(value)  # type: ignore[call-arg]
         else:
             rest.append(argument)
     return own, rest
 
 
-def load(arguments: list[str], first: int, count: int) -> tuple[Sweep, list[Document], dict[str, Any]]:
+def load(arguments: list[str], first: int, count: int, shape: str = "") -> tuple[Sweep, list[Document], dict[str, Any]]:
     """The model and the documents that an evaluate config names, tokenised as our LM does; what they are, in words."""
     config = compose("evaluate", [*arguments, f"limit={first + count}"])
     assert isinstance(config, EvaluateConfig)
@@ -368,8 +404,8 @@ def load(arguments: list[str], first: int, count: int) -> tuple[Sweep, list[Docu
     [found] = pairing.load(config.task, config.language_pair, config.split, config.limit)
     found.target.build_all_requests(samples=found.rows[first:])
     decoder = load_decoder(config.model)
-    if decoder.device.type != "cpu":
-        raise SystemExit("CPU seconds are measured: use model.device=cpu.")
+    if shape:
+        decoder = random_decoder(decoder, SHAPES[shape])
     lm = TransplantLM(decoder)
     documents: dict[Any, Document] = {}
     for request in found.target.instances:
@@ -386,21 +422,32 @@ def load(arguments: list[str], first: int, count: int) -> tuple[Sweep, list[Docu
         if choice:
             document.choices.append(choice)
     described = {
-        "model": config.model.name,
+        "model": f"{shape}, random weights" if shape else config.model.name,
         "task": found.name,
         "language_pair": f"{config.language_pair.source}-{config.language_pair.target}",
         "component": config.transplant.component.value,
         "site": config.transplant.site.value,
         "dtype": str(decoder.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "processor": processor(),
+        "processor": processor(decoder),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
     return Sweep(decoder, config.transplant.component, config.transplant.site), list(documents.values()), described
 
 
-def processor() -> str:
+def random_decoder(small: Decoder, shape: PretrainedConfig) -> Decoder:
+    """Random weights, with the small model's tokenizer, where and in the precision that it is loaded in."""
+    shape.vocab_size = small.vocab_size
+    torch.manual_seed(0)
+    with torch.device(small.device):
+        model = AutoModelForCausalLM.from_config(shape, dtype=small.model.dtype)
+    return Decoder(model.eval().requires_grad_(False), small.tokenizer)
+
+
+def processor(decoder: Decoder) -> str:
+    if decoder.device.type == "cuda":
+        return torch.cuda.get_device_name(decoder.device)
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
             return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
@@ -422,7 +469,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 class Clock:
-    """CPU seconds per document of each part and round, and the peak memory after each part's first round."""
+    """Seconds (`now`) per document of each part and round, and the peak memory after each part's first round."""
 
     def __init__(self, documents: int) -> None:
         self.documents = documents
@@ -458,12 +505,12 @@ def measure_choices(sweep: Sweep, documents: list[Document], rounds: list[list[t
     for pairs in rounds:
         drawn = [pairs] * len(documents)
         # On the first document's shapes: others differ in the length of their prompts alone.
-        rates.append(matrix_rates(products[0]))
+        rates.append(matrix_rates(sweep, products[0]))
         sources = clock.run("S", partial(source_pass, sweep), documents)
         vanilla = clock.run("V", partial(score_choices, sweep), documents)
         hooked = clock.run("A, one pair", partial(hooked_loop, sweep), documents, sources, drawn, each=len(pairs))
         clock.run("B, one pair", partial(authors_loop, sweep), documents, drawn, each=len(pairs))
-        ours = clock.run("D", partial(our_scores, sweep), documents)
+        [ours] = clock.run("D", partial(our_scores, sweep), [documents])
         clock.run("V, all logits", partial(score_choices_all_logits, sweep), documents)
         for swept, plain, of_pairs in zip(ours, vanilla, hooked, strict=True):
             vanilla_differences += _differences(swept[0], plain)
@@ -482,7 +529,7 @@ def measure_choices(sweep: Sweep, documents: list[Document], rounds: list[list[t
     }
     return {
         **_measured(clock, rounds, count),
-        "cpu_seconds_a_document_extrapolated_to_all_pairs": {
+        "seconds_a_document_extrapolated_to_all_pairs": {
             "A": spread([s + count * a for s, a in zip(clock.seconds["S"], clock.seconds["A, one pair"], strict=True)]),
             "B": spread([count * b for b in clock.seconds["B, one pair"]]),
         },
@@ -502,7 +549,7 @@ def measure_choices(sweep: Sweep, documents: list[Document], rounds: list[list[t
                 way: {part: statistics.median(round_[way][part] for round_ in rates) for part in rates[0][way]}
                 for way in rates[0]
             },
-            "cpu_seconds_a_document": bounds,
+            "seconds_a_document": bounds,
         },
         "agreement_of_D_with_A": {
             "pairs_compared": len(argmax_equal),
@@ -536,7 +583,7 @@ def measure_texts(sweep: Sweep, documents: list[Document], rounds: list[list[tup
         targets = [document.target for document in documents]
         vanilla = clock.run("V", partial(stock_generate, sweep), targets, limits)
         authors = clock.run("B, one pair", partial(authors_loop, sweep), documents, drawn, each=len(pairs))
-        ours = clock.run("D", partial(our_texts, sweep), documents)
+        [ours] = clock.run("D", partial(our_texts, sweep), [documents])
         for document, swept, plain, of_pairs in zip(documents, ours, vanilla, authors, strict=True):
             vanilla_equal += swept[0] == plain
             for pair, slow in zip(pairs, of_pairs, strict=True):
@@ -552,7 +599,7 @@ def measure_texts(sweep: Sweep, documents: list[Document], rounds: list[list[tup
         **_measured(clock, rounds, count),
         "new_tokens_at_most": limits,
         "stop_sequences": "none in B and D: the answer ends with the model's own end-of-text",
-        "cpu_seconds_a_document_extrapolated_to_all_pairs": {
+        "seconds_a_document_extrapolated_to_all_pairs": {
             "B": spread([count * b for b in clock.seconds["B, one pair"]])
         },
         "ratios": {
@@ -575,7 +622,7 @@ def _measured(clock: Clock, rounds: list[list[tuple[int, int]]], count: int) -> 
         "pairs_in_all": count,
         "pairs_measured": f"A and B (one pair): {len(rounds[0])} in each of {len(rounds)} rounds, "
         f"{sum(map(len, rounds))} different ones of {count} in all; extrapolated to all. D: all.",
-        "cpu_seconds_a_document": {part: {**spread(v), "rounds": v} for part, v in clock.seconds.items()},
+        "seconds_a_document": {part: {**spread(v), "rounds": v} for part, v in clock.seconds.items()},
         "peak_memory_gb": {
             "what": "high-water mark of the process after each part's first run, in this order: it never falls, so a "
             "later part's value is an upper bound of its own",
@@ -601,7 +648,8 @@ def random_pairs(sweep: Sweep, rounds: int, each: int) -> list[list[tuple[int, i
 def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     own, rest = own_keys(arguments, {"documents": 2, "first_document": 0, "rounds": 3, "pairs_measured": 3})
-    sweep, documents, described = load(rest, own["first_document"], own["documents"])
+    shape, rest = own_keys(rest, {"shape": ""})
+    sweep, documents, described = load(rest, own["first_document"], own["documents"], shape["shape"])
     shown: dict[str, Any] = {"way_of_D": way_of(sweep)}
     rounds = random_pairs(sweep, own["rounds"], own["pairs_measured"])
     measure = measure_choices if documents[0].choices else measure_texts

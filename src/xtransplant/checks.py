@@ -365,7 +365,7 @@ def _grid_faults(config: GridConfig, num_layers: int | None, unclear: Collection
             config.grid.budget is None or 0 < config.grid.budget <= 1,
             "a share above 0 and up to 1, or null for the whole grid",
         ),
-        "grid.memory": (config.grid.memory > 0, "gigabytes, above 0"),
+        "grid.memory": (config.grid.memory is None or config.grid.memory > 0, "gigabytes, above 0; or null"),
     }
     faults = _wrong_values(config, checks, unclear)
     if not _is_unclear("grid.pairs", unclear):

@@ -210,7 +210,13 @@ class SweepConfig:
         default=None,
         metadata={"help": "share of the whole grid to compute, coarse to fine by successive halving; null: all of it"},
     )
-    memory: float = field(default=2.0, metadata={"help": "gigabytes that a batch may take beside the model"})
+    memory: float | None = field(
+        default=None,
+        metadata={
+            "help": "gigabytes that a batch may take beside the model; null: 2, on a GPU a quarter of its memory or "
+            "half of what is free, if that is less"
+        },
+    )
 
 
 _SPLIT = {"help": "half of the documents: sample to choose layers on, unseen to test the choice"}

@@ -597,6 +597,11 @@ def _module_help(model: PreTrainedModel) -> str:
     )
 
 
+def index(rows: Sequence[int], device: torch.device) -> Tensor:
+    """Row numbers on a device. A list as an index would make the processor wait for all that a GPU has to do."""
+    return torch.tensor(rows, dtype=torch.long).to(device, non_blocking=True)
+
+
 def first_tensor(output: Any) -> Tensor:
     first = output[0] if isinstance(output, tuple) else output
     if not isinstance(first, Tensor):

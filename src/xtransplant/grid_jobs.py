@@ -77,7 +77,7 @@ def grid(config: GridConfig) -> None:
             tuple(Component(each) for each in listed(config.transplant.component)),
             config.transplant.intervention,
             config.grid.pairs,
-            memory=int(config.grid.memory * 2**30),
+            memory=None if config.grid.memory is None else int(config.grid.memory * 2**30),
         ),
         shards=shards,
         halving=None if config.grid.budget is None else rounds(config.grid.budget),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xtransplant.engine import Decoder
+from xtransplant.engine import Decoder, index
 from xtransplant.processor import multiplies_bfloat16
 
 # Rows and columns of the vocabulary at a time. A block of logits stays in a CPU's cache.
@@ -47,7 +47,8 @@ def read(decoder: Decoder, hidden: Tensor, tokens: Sequence[int]) -> Read:
     for rows, columns, logits in _blocks(decoder, hidden):
         here = [n for n, token in enumerate(tokens) if token in columns]
         if here:
-            asked[rows, here] = logits[:, [tokens[n] - columns.start for n in here]]
+            places = index([tokens[n] - columns.start for n in here], hidden.device)
+            asked[rows, index(here, hidden.device)] = logits[:, places]
         if tied:
             values, places = logits.max(-1)
             best[rows] = torch.where(values > largest[rows], places + columns.start, best[rows])

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from xtransplant.engine import Decoder
+from xtransplant.engine import Decoder, index
 
 _ATTENTION = "xtransplant_shared"
 # Of a tensor of attention logits, of which a few are held at once.
@@ -99,13 +99,13 @@ class OwnCache:
     rows_below: list[int] = field(default_factory=list)  # for each layer, cells with a target below it
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def select(self, texts: Tensor, cells: Tensor) -> None:
+    def select(self, texts: Sequence[int], cells: Sequence[int]) -> None:
         """Keep the given texts (a text that branches is there twice) and cells, both as rows of their own kind."""
         some = next(iter(self.layers))
         old = len(self.layers[some][0]) - self.rows_below[some]  # texts so far
         for layer, (keys, values) in self.layers.items():
-            kept = cells[cells < self.rows_below[layer]]
-            rows = torch.cat([texts, old + kept]).to(keys.device)
+            kept = [cell for cell in cells if cell < self.rows_below[layer]]
+            rows = index([*texts, *(old + cell for cell in kept)], keys.device)
             self.layers[layer] = keys[rows], values[rows]
             self.rows_below[layer] = len(kept)
 
@@ -141,7 +141,7 @@ def forward(
             hidden: Tensor = kwargs["hidden_states"] if named else args[0]
             joining = more(layer, hidden)
             if joining is not None:
-                if trims:
+                if trims and hidden.device.type == "cpu":
                     _return_freed_memory()
                 hidden = torch.cat([hidden, joining.to(hidden)])
             if base > 1:  # a single document's positions are broadcast

@@ -123,6 +123,14 @@ def score_cells(
     return [scores for scores in found if scores is not None]
 
 
+def usual_memory(decoder: Decoder) -> int:
+    """Bytes beside the model: on a GPU a quarter of its memory, or half of what is free if that is less."""
+    if decoder.device.type != "cuda":
+        return _DEFAULT_MEMORY
+    free, total = torch.cuda.mem_get_info(decoder.device)
+    return min(total // 4, free // 2)
+
+
 def count_nodes(choices: Sequence[Sequence[int]]) -> int:
     """Tokens that are run behind a prompt to score its choices, its last token included."""
     return _Tree.of(choices).nodes
@@ -197,13 +205,16 @@ def _grow(
     if store is not None:
         store.rows_below = [sum(joining[below] for below in range(layer)) for layer in range(decoder.num_layers)]
     written = 0
+    own_vectors = {component: vectors[component][:, list(documents)] for component in {c.component for c in cells}}
 
     def write(start: int, group: list[Cell], component: Component) -> Callable[..., None]:
+        sources = engine.index([cell.source for cell in group], own_vectors[component].device)
+
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             nonlocal written
             own = engine.first_tensor(output)
             rows = own.view(-1, width, own.shape[-1])[start : start + len(group) * count]
-            chosen = vectors[component][[cell.source for cell in group]][:, list(documents)]
+            chosen = own_vectors[component][sources]
             # In place: these rows are copies that nobody else reads.
             rows[:, 0] = engine.changed(rows[:, 0], chosen.reshape(-1, chosen.shape[-1]), how)
             written += len(rows)
@@ -237,12 +248,12 @@ def _score_tree(decoder: Decoder, hidden: Tensor, tree: _Tree) -> Scores:
     asked = found.asked.view(rows, tree.nodes, -1)
     logprobs, greedy = [], []
     for path in tree.paths:
-        nodes = [node for node, _ in path]
+        nodes = engine.index([node for node, _ in path], hidden.device)
         own = torch.stack([asked[:, node, place[token]] for node, token in path], 1)  # [1 + C, tokens]
         logprobs.append((own - normaliser[:, nodes]).double().sum(1).float())
         first = own >= largest[:, nodes]
         if best is not None:
-            first &= best[:, nodes] == torch.tensor([token for _, token in path], device=best.device)
+            first &= best[:, nodes] == engine.index([token for _, token in path], best.device)
         greedy.append(first.all(1))
     return Scores(torch.stack(logprobs, 1).cpu().numpy(), torch.stack(greedy, 1).cpu().numpy())
 
@@ -374,14 +385,14 @@ def _generate_fast(
         place = {text: n for n, text in enumerate(texts)}
         apart = [row for row in alive if not stays[row]]
         at = {row: n for n, row in enumerate(stored)}
-        store.select(_index([text_rows[text[:-1]] for text in texts]), _index([at[row] for row in apart]))
+        store.select([text_rows[text[:-1]] for text in texts], [at[row] for row in apart])
         text_rows, stored = place, apart
         joining: list[list[int]] = [[] for _ in range(decoder.num_layers)]
         for row in apart:
             joining[cells[row - 1].target + 1].append(place[tuple(generated[row])])
 
         def more(layer: int, hidden: Tensor, joining: list[list[int]] = joining) -> Tensor | None:
-            return hidden[joining[layer]] if joining[layer] else None
+            return hidden[engine.index(joining[layer], hidden.device)] if joining[layer] else None
 
         own = torch.arange(step + 1)[None]
         layout = Layout(prefix, own[:, -1:], own, torch.ones(1, 1, step + 1, dtype=torch.bool))
@@ -391,16 +402,13 @@ def _generate_fast(
         needed = {row: len(texts) + n for n, row in enumerate(apart)}
         needed |= {row: place[tuple(generated[row])] for row in alive if stays[row]}
         rows = sorted(set(needed.values()))
-        following = dict(zip(rows, output_head.greedy(decoder, states[rows, 0]), strict=True))
+        answers = output_head.greedy(decoder, states[engine.index(rows, states.device), 0])
+        following = dict(zip(rows, answers, strict=True))
         for row in alive:
             generated[row].append(following[needed[row]])
         memo = {text: ended(list(text)) for text in {tuple(generated[row]) for row in alive}}
         alive = [row for row in alive if not memo[tuple(generated[row])]]
     return generated
-
-
-def _index(rows: Sequence[int]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.long)
 
 
 def _generate_slowly(

@@ -51,14 +51,14 @@ class Sweep:
 
     Attributes:
         pairs: a set of layer pairs as `LayerPair.parse_set` reads it, or None if `cells` says all.
-        memory: bytes that a batch may take beside the model.
+        memory: bytes that a batch may take beside the model; None: what `sweep.usual_memory` says.
     """
 
     components: tuple[Component, ...]
     how: Intervention = PAPER
     pairs: Any = "all"
     cells: tuple[Cell, ...] | None = None
-    memory: int = 2 * 2**30
+    memory: int | None = None
 
     def resolve(self, num_layers: int) -> list[Cell]:
         if self.cells is not None:
@@ -228,6 +228,11 @@ class SweepLM(TransplantLM):
             return [key for work in self._texts(requests) for key in work.wanted]
         return list(self._choices(requests))
 
+    @cached_property
+    def _memory(self) -> int:
+        """Bytes; asked for with the first batch, when the model is loaded."""
+        return self.sweep.memory or sweep.usual_memory(self.decoder)
+
     # --- batches ---
 
     def _score(self, requests: list[Instance], chosen: list[int], bar: Any) -> None:
@@ -255,12 +260,12 @@ class SweepLM(TransplantLM):
         self._check_engine(sorted((key[0] for key in keys), key=len, reverse=True))
         continuations = [[choice for _, choice in groups[key]] for key in keys]
         nodes = [sweep.count_nodes(choices) for choices in continuations]
-        for chunk in sweep.batches(self.decoder, [key[0] for key in keys], nodes, len(cells), self.sweep.memory):
+        for chunk in sweep.batches(self.decoder, [key[0] for key in keys], nodes, len(cells), self._memory):
             some = [keys[n] for n in chunk]
             asked = [continuations[n] for n in chunk]
             vectors = self._vectors(some)
             found = sweep.score_cells(
-                self.decoder, [key[0] for key in some], vectors, cells, asked, self.sweep.how, self.sweep.memory
+                self.decoder, [key[0] for key in some], vectors, cells, asked, self.sweep.how, self._memory
             )
             _refuse_overflow(found, cells)
             self._check_scores(some[0], asked[0], vectors, cells, found[0])
@@ -309,7 +314,7 @@ class SweepLM(TransplantLM):
             return [tokens] * (1 + len(cells))
         vectors = self._vectors([key])
         of_one = None if choose is None else _for_one(choose)
-        how, memory = self.sweep.how, self.sweep.memory
+        how, memory = self.sweep.how, self._memory
         [found] = sweep.generate_cells(
             self.decoder, [key[0]], vectors, cells, work.limit, work.ended, how, memory, of_one
         )
@@ -343,7 +348,7 @@ class SweepLM(TransplantLM):
                 "" if len(kept) == 1 else f" at first, {kept[-1]} at last",
                 flops,
                 _duration(sweep.seconds(self.decoder, flops)),
-                min(memory, self.sweep.memory) / 2**30,
+                min(memory, self._memory) / 2**30,
                 size / 2**20,
             )
 

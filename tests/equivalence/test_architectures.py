@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.equivalence.tiny import CASES, VOCAB, tiny
+from tests.equivalence.tiny import CASES, DEVICE, VOCAB, tiny
 from xtransplant import engine
 from xtransplant.engine import ARCHITECTURES, Decoder, Modules, Writes
 from xtransplant.types import Component, Intervention, Site, XTransplantError
@@ -66,7 +66,7 @@ def reference(
             lambda m, args, out: read.append(first(out).reshape(1, len(source), -1)[0, -1].clone()),
         ),
     ):
-        decoder.model(input_ids=torch.tensor([list(source)]), use_cache=False)
+        decoder.model(input_ids=torch.tensor([list(source)], device=DEVICE), use_cache=False)
     vector = read[0] + residual[0] if component is Component.attn_as_released else read[0]
 
     def write(module: nn.Module, args: Any, output: Any) -> Any:
@@ -75,7 +75,7 @@ def reference(
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     with hooked(decoder.module_at(pair[1], component, site), write):
-        logits = decoder.model(input_ids=torch.tensor([[*target, *tail]]), use_cache=False).logits
+        logits = decoder.model(input_ids=torch.tensor([[*target, *tail]], device=DEVICE), use_cache=False).logits
     return logits[0, len(target) - 1 :].log_softmax(-1)
 
 
@@ -173,7 +173,7 @@ def test_generation_equals_full_forwards(case: str, pair: tuple[int, int] | None
         expected: list[int] = []
         while len(expected) < 6 and not (expected and expected[-1] in ends):
             if pair is None:
-                ids = torch.tensor([[*target, *expected]])
+                ids = torch.tensor([[*target, *expected]], device=DEVICE)
                 with torch.no_grad():
                     logprobs = decoder.model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
             else:
@@ -210,9 +210,10 @@ def test_no_hook_is_left_after_success_or_failure() -> None:
     with pytest.raises(RuntimeError):
         engine.prefill(decoder, TARGETS, wrong_size)
     assert hook_count(decoder.model) == 0
-    with pytest.raises(IndexError):  # the vocabulary has no such token
-        engine.capture(decoder, [[VOCAB + 5]], [Component.attn])
-    assert hook_count(decoder.model) == 0
+    if DEVICE == "cpu":  # a GPU takes nothing more from a process after this
+        with pytest.raises(IndexError):  # the vocabulary has no such token
+            engine.capture(decoder, [[VOCAB + 5]], [Component.attn])
+        assert hook_count(decoder.model) == 0
     with pytest.raises(AttributeError):  # the first layers are hooked when the last proves not to be there
         engine.capture(decoder, TARGETS, [Component.attn], layers=[0, 1, 99])
     assert hook_count(decoder.model) == 0

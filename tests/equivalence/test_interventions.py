@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.equivalence.test_architectures import decoder_of, first, hook_count, hooked
-from tests.equivalence.tiny import VOCAB
+from tests.equivalence.tiny import DEVICE, VOCAB
 from xtransplant import engine, sweep
 from xtransplant.captures import Captures
 from xtransplant.engine import Decoder, Writes
@@ -58,7 +58,7 @@ def read(decoder: Decoder, source: Sequence[int], component: Component, layer: i
         found.append(first(output).reshape(len(source), -1).clone())
 
     with hooked(decoder.module_at(layer, component, site), keep):
-        decoder.model(input_ids=torch.tensor([list(source)]), use_cache=False)
+        decoder.model(input_ids=torch.tensor([list(source)], device=DEVICE), use_cache=False)
     return found[0]
 
 
@@ -97,7 +97,7 @@ def reference(
     with ExitStack() as stack:
         for target, vector in zip(targets, vectors, strict=True):
             stack.enter_context(hooked(decoder.module_at(target, component, how.site), write(vector)))
-        logits = decoder.model(input_ids=torch.tensor([[*prompt, *tail]]), use_cache=False).logits
+        logits = decoder.model(input_ids=torch.tensor([[*prompt, *tail]], device=DEVICE), use_cache=False).logits
     return logits[0, len(prompt) - 1 :].log_softmax(-1)
 
 
@@ -223,7 +223,7 @@ def test_zeros_deactivate_the_module(positions: int | None) -> None:
     vectors = bank.vectors(sources, [Component.attn], Site.module, [2], positions)[Component.attn][0]
     assert bank.computed == 0 and not bank.missing(sources, [Component.attn], Site.module)
     prefix = engine.prefill(decoder, TARGETS, Writes(Component.attn, [2] * len(TARGETS), vectors))
-    zeros = torch.zeros(positions or 1, decoder.hidden_size)
+    zeros = torch.zeros(positions or 1, decoder.hidden_size, device=DEVICE)
     for d, scores in enumerate(engine.score(decoder, prefix, CHOICES)):
         expected = expected_scores(decoder, [zeros], [2], d, PAPER, Component.attn)
         np.testing.assert_allclose([s.logprob for s in scores], [e for e, _ in expected], atol=1e-3, rtol=0)

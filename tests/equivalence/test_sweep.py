@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.equivalence.test_architectures import decoder_of, every_case, every_site, hook_count, reference
-from tests.equivalence.tiny import VOCAB
+from tests.equivalence.tiny import DEVICE, VOCAB
 from xtransplant import engine, output_head, processor, shared_prefix, sweep
 from xtransplant.engine import Decoder
 from xtransplant.types import PAPER, Cell, Component, Intervention, Site
@@ -133,7 +133,7 @@ def test_any_blocks_of_the_output_head_give_the_same(screened: bool, monkeypatch
     assert sweep.generate_cells(decoder, TARGETS, vectors, cells, 6, lambda tokens: False) == texts
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+@pytest.mark.skipif(DEVICE != "cpu" or not torch.backends.mkldnn.is_available(), reason="no oneDNN here")
 @pytest.mark.parametrize("case", ["llama", "gemma3_text", "gpt_neox"])
 def test_either_library_multiplies(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever this processor takes, the other is right too; and the one asked for is the one used."""
@@ -193,7 +193,8 @@ def test_a_batch_keeps_to_the_memory_its_prompts_included() -> None:
             needed = len(chunk) * sweep.cost(decoder, longest, 2, [Cell(Component.ffn, 0, 0)], PAPER).memory
             assert needed <= memory or len(chunk) == 1
     # A killed run has these to do again.
-    assert max(map(len, sweep.batches(decoder, [[5, 6]] * 100, [1] * 100, 1, 2**40))) == 32
+    most = sweep._MOST_DOCUMENTS[decoder.device.type]
+    assert max(map(len, sweep.batches(decoder, [[5, 6]] * 300, [1] * 300, 1, 2**40))) == most
 
 
 def test_broken_attention_is_found_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,9 +240,9 @@ def test_hooks_and_attention_are_put_back_after_a_failure() -> None:
     decoder = decoder_of("llama")
     config = decoder.model.config
     before = config._attn_implementation
-    vectors = engine.capture(decoder, SOURCES, [Component.ffn])
-    with pytest.raises(IndexError):
-        sweep.score_cells(decoder, TARGETS, vectors, [Cell(Component.ffn, 99, 0)], CHOICES)
+    wrong_size = {Component.ffn: torch.zeros(4, len(TARGETS), 7, device=decoder.device)}
+    with pytest.raises(RuntimeError):
+        sweep.score_cells(decoder, TARGETS, wrong_size, [Cell(Component.ffn, 0, 0)], CHOICES)
     assert config._attn_implementation == before
     assert hook_count(decoder.model) == 0
 

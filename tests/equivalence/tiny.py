@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCAB = 96
+# `make test-gpu` compares on a GPU.
+DEVICE = os.environ.get("XTRANSPLANT_TEST_DEVICE", "cpu")
 _LLAMA = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256,
@@ -69,7 +72,7 @@ def tiny(case: str, **changes: Any) -> PreTrainedModel:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
             else:
                 parameter.normal_(0, 0.1)
-    return model.float().eval()
+    return model.float().eval().to(DEVICE)
 
 
 def save_checkpoint(case: str, folder: Path, **changes: Any) -> Path:
