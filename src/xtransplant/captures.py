@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xtransplant import engine
+from xtransplant.disk import replacing
 from xtransplant.engine import Decoder
 from xtransplant.types import Component, Control, Site
 
@@ -84,12 +84,11 @@ class Captures:
                 continue
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"{hashlib.sha256(repr((some, wanted, site)).encode()).hexdigest()[:16]}.safetensors"
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
             # A document's vectors lie together: [B, N, H].
             tensors = {each.value: vectors[each].transpose(0, 1).contiguous().cpu() for each in wanted}
             described = {"site": site.value, "prompts": json.dumps([_digest(prompt) for prompt in some])}
-            save_file(tensors, temporary, metadata=described)
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                save_file(tensors, temporary, metadata=described)
             self._index(path)
 
     def missing(self, sources: Sequence[Source], components: Sequence[Component], site: Site) -> list[Prompt]:

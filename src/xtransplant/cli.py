@@ -1,7 +1,7 @@
 """The command line: `xtransplant <job> key=value …`. Refuses bad input before anything is loaded.
 
-Exit codes: 0 done; 1 a run of a sweep failed, a search in a list found nothing, or a bug, with its traceback; 2 the
-input was refused; 130 interrupted.
+Exit codes: 0 done; 1 a run failed (a full disk, too little memory, a bug with its traceback), or a search in a list
+found nothing; 2 the input was refused; 130 interrupted; 128 + n killed by signal n.
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import tempfile
 import textwrap
-import traceback
 from argparse import Namespace
 from collections.abc import Collection, Sequence
 from importlib.resources import files
-from typing import Any
+from pathlib import Path
 
-from xtransplant import __version__, catalogue
+from xtransplant import __version__, catalogue, multirun
 from xtransplant.checks import (
     did_you_mean,
     keys,
@@ -55,6 +53,7 @@ _OPTIONS: dict[str, tuple[str, str, str]] = {
     "--info": ("-i", "[all|config|defaults|defaults-tree|plugins|searchpath]", "show how it is composed and stop"),
     "--hydra-help": ("", "", "Hydra's own help"),
 }
+_COMPUTING = ("evaluate", "grid")
 _SHORT = {short: name for name, (short, _, _) in _OPTIONS.items() if short}
 
 
@@ -63,14 +62,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch starts its threads. By default they spin while they wait, which costs nothing on an idle machine
     # and most of the time on a shared one.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _main(list(sys.argv[1:] if arguments is None else arguments))
-    except XTransplantError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _main(given)
     except KeyboardInterrupt:
-        print("interrupted. The same command goes on: finished runs and a grid's documents are kept.", file=sys.stderr)
+        print(f"interrupted. {multirun.goes_on(given)}", file=sys.stderr)
         return 130
+    except Exception as error:
+        said = multirun.explained(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
+        return 2 if isinstance(error, XTransplantError) else 1
+
+
+def entry() -> int:
+    """The command: `main` in a process of its own where it computes, so that somebody is left to say it was killed."""
+    given = sys.argv[1:]
+    computes = bool(given) and given[0] in _COMPUTING and not any(each in ("-h", "--help") for each in given)
+    return multirun.supervised(lambda: main(given), given) if computes else main(given)
 
 
 def _main(arguments: list[str]) -> int:
@@ -177,19 +187,15 @@ def _list(arguments: Sequence[str]) -> int:
 # --- Running -------------------------------------------------------------------------------------------------------
 
 
-class _RunFailed(Exception):
-    """A run of a sweep failed, and said so."""
-
-
 def _run_job(job: str, options: dict[str, str], overrides: list[str]) -> int:
     from hydra._internal.utils import get_args_parser
 
     from xtransplant import compose
 
-    multirun = "--multirun" in options
+    many = "--multirun" in options
     config_name = options.get("--config-name", job)
     with compose.open_hydra(options.get("--config-dir")) as hydra:
-        request = compose.read(hydra, job, overrides, config_name=config_name, multirun=multirun)
+        request = compose.read(hydra, job, overrides, config_name=config_name, multirun=many)
         faults = list(request.faults)
         showing = options.keys() & {"--cfg", "--info", "--hydra-help"}
         if not showing:
@@ -203,25 +209,35 @@ def _run_job(job: str, options: dict[str, str], overrides: list[str]) -> int:
         elif "--cfg" in options:
             package = options.get("--package")
             hydra.show_cfg(config_name, request.common, options["--cfg"], package, "--resolve" in options)
-        elif multirun:
-            return _sweep(job, hydra, config_name, request.swept, len(request.runs))
+        elif many:
+            return multirun.sweep(job, hydra, config_name, request, run)
         else:
-            _start_log()
+            multirun.start_log()
             if request.axes:
                 log.info("One run of the experiment, which sweeps over %s: -m for all.", ", ".join(request.axes))
             run(request.runs[0])
     return 0
 
 
-def run(config: JobConfig) -> None:
-    """Do what the config says."""
-    from xtransplant import grid_jobs, jobs
+def run(config: JobConfig, shown: bool = True) -> Path | None:
+    """Do what the config says. Returns the folder of a run that `summarize`, `select` and others read.
 
-    if isinstance(config, EvaluateConfig):
-        jobs.evaluate(config)
-    elif isinstance(config, GridConfig):
-        grid_jobs.grid(config)
-    elif isinstance(config, SelectConfig):
+    Args:
+        shown: False prints nothing of such a run's result: a sweep shows all of them at its end.
+    """
+    from xtransplant import grid_jobs, jobs, record
+
+    if isinstance(config, EvaluateConfig | GridConfig):
+        folder = jobs.run_folder(config)
+        with record.alone(folder), multirun.failure_recorded(folder):
+            if isinstance(config, EvaluateConfig):
+                jobs.evaluate(config, folder)
+            else:
+                grid_jobs.grid(config, folder)
+        if shown:
+            print((jobs if isinstance(config, EvaluateConfig) else grid_jobs).show(folder))
+        return folder
+    if isinstance(config, SelectConfig):
         grid_jobs.select(config)
     elif isinstance(config, StrategiesConfig):
         grid_jobs.strategies(config)
@@ -231,52 +247,7 @@ def run(config: JobConfig) -> None:
         jobs.doctor(config)
     else:
         jobs.summarize(listed(config.runs))
-
-
-def _sweep(job: str, hydra: Any, config_name: str, overrides: list[str], count: int) -> int:
-    """Every run, those after a failed one too, through Hydra's sweeper and launcher."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    failed: list[str] = []
-
-    def task(composed: Any) -> None:
-        # May be called in another process: a launcher decides.
-        _start_log()
-        given = " ".join(HydraConfig.get().overrides.task)
-        try:
-            run(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JOBS[job]), composed)))  # type: ignore[arg-type]
-        except Exception as error:
-            failed.append(given)
-            if isinstance(error, XTransplantError):
-                print(f"error: {given}: {error}", file=sys.stderr)
-            else:
-                traceback.print_exc()
-            raise _RunFailed(given) from None
-
-    _start_log()
-    logging.getLogger("hydra").setLevel(logging.INFO)
-    with tempfile.TemporaryDirectory() as folder:
-        # Hydra's sweeper writes a file of its own; a run's record is in its own folder.
-        if not any(each.startswith("hydra.sweep.dir=") for each in overrides):
-            overrides = [*overrides, f"hydra.sweep.dir='{folder}'"]
-        try:
-            hydra.multirun(config_name, task, [*overrides, "hydra.mode=MULTIRUN"])
-        except _RunFailed:
-            how_many = len(failed) or "some"
-            print(f"error: {how_many} of {count} runs failed; what they said is above.", file=sys.stderr)
-            return 1
-    return 0
-
-
-def _start_log() -> None:
-    """One line a message on standard error; where logging is set up already, it stays as it is."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("xtransplant").setLevel(logging.INFO)
-    # Retries, each said twice; that the hub was not reached is said once, when they are over.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    # Its warnings are on how a task's YAML is written: nothing that the user of a run can act on.
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return None
 
 
 # --- Help ------------------------------------------------------------------------------------------------------------
@@ -292,8 +263,8 @@ def _help() -> str:
             *_columns([(f"  {job}", text) for job, text in jobs.items()]),
             "",
             "xtransplant <job> --help lists a job's keys. xtransplant --version shows the version.",
-            "Exit codes: 0 done; 1 a run of a sweep failed, a list has nothing of the kind, or a bug; 2 the input was",
-            "refused; 130 interrupted.",
+            "Exit codes: 0 done; 1 a run failed, or a list has nothing of the kind; 2 the input was refused; 130",
+            "interrupted; 128 + n killed by signal n.",
         ]
     )
 

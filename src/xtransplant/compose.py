@@ -127,6 +127,7 @@ class Request:
 
     overrides: list[str] = field(default_factory=list)  # those without a fault, as Hydra wants them
     runs: list[JobConfig] = field(default_factory=list)
+    lines: list[list[str]] = field(default_factory=list)  # the overrides of each run
     faults: list[str] = field(default_factory=list)
     common: list[str] = field(default_factory=list)  # those that all runs of a sweep have in common
     axes: dict[str, str] = field(default_factory=dict)  # what an experiment sweeps over beside them, with -m
@@ -134,9 +135,13 @@ class Request:
 
     @property
     def swept(self) -> list[str]:
-        """The overrides of a sweep. The axes are expanded here: Hydra would sweep twice over what both name."""
+        """The overrides of a sweep. The axes are expanded here: Hydra would sweep twice over what both name.
+
+        Models first: what comes first is changed last, and a process keeps the model that it has loaded.
+        """
         axes = [f"{key}={values}" for key, values in self.axes.items()]
-        return [*self.overrides, *axes, *(["hydra.sweeper.params=null"] if axes else [])]
+        lines = [*self.overrides, *axes, *(["hydra.sweeper.params=null"] if axes else [])]
+        return sorted(lines, key=lambda line: not re.match(r"model[.=]", line))
 
 
 def read(
@@ -173,6 +178,7 @@ def read(
                     if section not in request.unclear:
                         request.faults.append(f"{key.name} is missing. Give {key.name}=<{key.type}>: {key.help}.")
                         request.unclear.add(key.name)
+            request.lines.append(lines)
             request.runs.append(OmegaConf.to_object(node))  # type: ignore[arg-type]
         except _COMPOSITION_ERRORS as error:
             request.faults += reader.composition_faults(lines, error)

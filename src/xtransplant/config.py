@@ -222,6 +222,7 @@ class SweepConfig:
 _SPLIT = {"help": "half of the documents: sample to choose layers on, unseen to test the choice"}
 _LIMIT = {"help": "documents per task; null: all"}
 _OUTPUT_DIR = {"help": "folder for what the job makes, below its own name"}
+_RESUME = {"help": "go on with what is there: finished runs, parts of a grid; false refuses to"}
 _OVERWRITE = {"help": "compute a finished run anew"}
 _GRIDS = {"help": "folders of grid runs; patterns with * are expanded", "type": "folder or [folder, …]"}
 _CONTROLS = {"help": "grid runs with transplant.control", "type": "folder or [folder, …]"}
@@ -248,6 +249,7 @@ class EvaluateConfig:
     )
     batch_size: int = field(default=8, metadata={"help": "prompts per forward pass; results do not depend on it"})
     output_dir: str = field(default="outputs", metadata=_OUTPUT_DIR)
+    resume: bool = field(default=True, metadata=_RESUME)
     overwrite: bool = field(default=False, metadata=_OVERWRITE)
 
 
@@ -264,6 +266,7 @@ class GridConfig:
     limit: int | None = field(default=None, metadata=_LIMIT)
     seed: int = field(default=1234, metadata={"help": "of the few-shot draw, controls and sampling"})
     output_dir: str = field(default="outputs", metadata=_OUTPUT_DIR)
+    resume: bool = field(default=True, metadata=_RESUME)
     overwrite: bool = field(default=False, metadata=_OVERWRITE)
 
 
@@ -353,7 +356,7 @@ JOBS: dict[str, type[JobConfig]] = {
 
 # Where and how a run is done, not what it computes.
 _NOT_IN_HASH = (
-    *("output_dir", "overwrite", "batch_size", "grid.memory", "selection"),
+    *("output_dir", "resume", "overwrite", "batch_size", "grid.memory", "selection"),
     *("task.data_dir", "task.documents", "model.device", "model.device_map"),
 )
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from xtransplant.disk import alone
 from xtransplant.types import XTransplantError
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def embedded_folder(name: str) -> Path:
         raise XTransplantError(*faults)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
+        with alone(folder, "preparing"):
             if not _is_complete(folder):
                 _make(name, embedded, folder)
     except OSError as error:
@@ -161,23 +162,6 @@ def _is_complete(folder: Path) -> bool:
         return False
     files = {folder / file: described["bytes"] for file, described in marker["files"].items()}
     return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder`; say so when another process has it."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.warning("Another process is preparing %s; waiting for it.", folder)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _make(name: str, embedded: EmbeddedModel, folder: Path) -> None:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from xtransplant.answer_language import own_metrics
+from xtransplant.disk import replacing
 from xtransplant.types import Cell, Component, XTransplantError
 
 T = TypeVar("T")
@@ -245,14 +244,11 @@ class Grid:
         """
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **self._stored())  # type: ignore[arg-type]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(buffer.getvalue())
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                temporary.write_bytes(buffer.getvalue())
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
             raise XTransplantError(f"{path} cannot be written: {error.strerror}.") from error
 
     @classmethod

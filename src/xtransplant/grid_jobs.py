@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
-from xtransplant import models, record, tables
+from xtransplant import record, tables
 from xtransplant.config import (
     AnalyzeConfig,
     GridConfig,
@@ -21,14 +22,12 @@ from xtransplant.config import (
     config_hash,
     identity,
     listed,
-    run_name,
     to_dict,
 )
 from xtransplant.grid import Grid, as_list, name_of, no_counterpart
 from xtransplant.types import Component, Control, XTransplantError
 
 if TYPE_CHECKING:
-    import numpy as np
     from lm_eval.api.instance import Instance
 
     from xtransplant.pairing import Pairing
@@ -44,18 +43,19 @@ _PROMPTING = (
 )
 
 
-def grid(config: GridConfig) -> None:
-    """Every layer pair on the documents of a language pair: responses, and the harness's grades."""
+def grid(config: GridConfig, folder: Path) -> None:
+    """Every layer pair on the documents of a language pair: responses, and the harness's grades.
+
+    Args:
+        folder: of the run, see `jobs.run_folder`. No other process may work in it.
+    """
     from xtransplant import grading, jobs, loading
     from xtransplant.lm import captures_of, load_decoder
     from xtransplant.sweep_lm import Shards, Sweep, SweepLM, rounds
 
     started = time.perf_counter()
-    layers = models.num_layers(config.model)
-    folder = Path(config.output_dir, "grid", f"{run_name(config, layers)}-{config_hash(config, layers)}")
     if jobs.finished_run(config, folder) is not None:
         shutil.rmtree(folder / _RESPONSES, ignore_errors=True)  # left by a kill right after the run was finished
-        print(_grid_summary(Grid.load(folder / GRID)))
         return
     loading.check_here(config.model, config.task.apply_chat_template)
     pairs = jobs.load_pairs(config)
@@ -120,8 +120,6 @@ def grid(config: GridConfig) -> None:
     )
     # Only now: until the manifest is written, they are all that is left of the work.
     shards.remove()
-    print(_grid_summary(made))
-    print(f"\n{folder}")
 
 
 def _quality(pairs: list[Pairing]) -> Callable[[list[Instance]], np.ndarray]:
@@ -180,9 +178,11 @@ def _budget_note(found: dict[str, Any]) -> list[str]:
     return [f"Tests are on the {found['fresh']} documents of the budget's last round only."]
 
 
-def _grid_summary(made: Grid) -> str:
+def show(folder: Path) -> str:
+    """A finished grid, as text."""
     from xtransplant import analysis
 
+    made = Grid.load(folder / GRID)
     found = analysis.analyze(made, permutations=200)
     header, rows = analysis.best_rows(found)
     facts = made.meta
@@ -194,8 +194,34 @@ def _grid_summary(made: Grid) -> str:
         *_budget_note(found),
         tables.table(header, rows),
         _CELLS_LEGEND,
+        f"\n{folder}",
     ]
     return "\n".join(lines)
+
+
+def show_all(folders: Sequence[Path]) -> str:
+    """Finished grids, a line each."""
+    lines = []
+    for folder in folders:
+        made = Grid.load(folder / GRID)
+        vanilla, scores = made.vanilla[0], made.scores[0]
+        # Of a budget, cells that were seen on all documents.
+        means = scores.mean(axis=0)
+        best = int((made.sign * np.where(np.isnan(means), -np.inf * made.sign, means)).argmax())
+        lines.append(
+            [
+                *_place(made),
+                made.meta["control"] or "-",
+                str(len(made.documents)),
+                str(len(made.cells)),
+                f"{vanilla.mean():.3f}",
+                f"{means[best]:.3f}",
+                _cells_shown([as_list(made.cells[best])]),
+            ]
+        )
+    header = ["model", "task", "pair", "control", "documents", "cells", "vanilla", "best cell", "which"]
+    note = "The best of so many cells is optimistic: choose with xtransplant select, test on other documents."
+    return f"{tables.table(header, lines)}\n\n{note}"
 
 
 def select(config: SelectConfig) -> None:

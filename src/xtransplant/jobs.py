@@ -33,21 +33,29 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def evaluate(config: EvaluateConfig) -> None:
-    """Evaluate a model on a task's target language, vanilla or with one layer pair transplanted."""
+def run_folder(config: TaskJob) -> Path:
+    """Where a run's record lies: a name to be read, and the hash of what is computed."""
+    layers = models.num_layers(config.model)
+    chosen = selection.of_run(config) if isinstance(config, EvaluateConfig) else None
+    content, strategy = (None, None) if chosen is None else (chosen.as_dict(), chosen.strategy)
+    job = "evaluate" if isinstance(config, EvaluateConfig) else "grid"
+    name = f"{run_name(config, layers, strategy)}-{config_hash(config, layers, content)}"
+    return Path(config.output_dir, job, name)
+
+
+def evaluate(config: EvaluateConfig, folder: Path) -> None:
+    """Evaluate a model on a task's target language, vanilla or with one layer pair transplanted.
+
+    Args:
+        folder: of the run, see `run_folder`. No other process may work in it.
+    """
     from xtransplant.lm import TransplantLM
 
     started = time.perf_counter()
-    layers = models.num_layers(config.model)
+    if finished_run(config, folder) is not None:
+        return
     chosen = selection.of_run(config)
     content = None if chosen is None else chosen.as_dict()
-    strategy = None if chosen is None else chosen.strategy
-    name, short_hash = run_name(config, layers, strategy), config_hash(config, layers, content)
-    folder = Path(config.output_dir, "evaluate", f"{name}-{short_hash}")
-    finished = finished_run(config, folder)
-    if finished is not None:
-        _show(finished)
-        return
     loading.check_here(config.model, config.task.apply_chat_template)
     pairs = load_pairs(config)
     if chosen is not None:
@@ -68,7 +76,7 @@ def evaluate(config: EvaluateConfig) -> None:
     write_results(folder, results)
     manifest = facts_of_run(config, lm, pairs) | {
         "job": "evaluate",
-        "config_hash": short_hash,
+        "config_hash": config_hash(config, models.num_layers(config.model), content),
         "condition": _condition(config, lm, chosen),
         "transplant": _transplanted(config, lm, chosen),
         "timings": {
@@ -78,27 +86,38 @@ def evaluate(config: EvaluateConfig) -> None:
         },
     }
     record.close_run(folder, manifest)
+
+
+def show(folder: Path) -> str:
+    """A finished run of `evaluate`, as text."""
     run = record.load_run(folder)
     assert run is not None
-    _show(run)
-    if lm.counts.promptless:
-        print(f"{lm.counts.promptless} requests had no prompt, and no transplant.")
-    print(f"\n{folder}")
-
-
-def _show(run: record.Run) -> None:
     facts = run.manifest
-    print(f"\n{facts['model_name']}, {facts['language_pair']}, {facts['condition']}")
-    print(tables.run_table(run))
+    promptless = facts["counts"]["promptless"]
+    lines = [f"\n{facts['model_name']}, {facts['language_pair']}, {facts['condition']}", tables.run_table(run)]
+    lines += [f"{promptless} requests had no prompt, and no transplant."] if promptless else []
+    return "\n".join([*lines, f"\n{folder}"])
 
 
 def finished_run(config: TaskJob, folder: Path) -> record.Run | None:
     """The run in a folder, if it is finished and need not be computed.
 
     Raises:
-        XTransplantError: the model's files, the documents of local data, or the run's files have changed since.
+        XTransplantError: the model's files, or the documents of local data, have changed since; or what is there is
+            not to be gone on with (resume=false).
     """
-    found = record.load_run(folder) if not config.overwrite else None
+    found = None
+    if not config.overwrite:
+        if not config.resume and folder.is_dir() and not (folder / record.FAILED).is_file():
+            what = "a finished run" if (folder / record.MANIFEST).is_file() else "parts of an interrupted run"
+            raise XTransplantError(
+                f"resume=false: {folder} holds {what}. Use it with resume=true, compute it with overwrite=true, or "
+                "give another output_dir."
+            )
+        try:
+            found = record.load_run(folder)
+        except record.Damaged as damage:
+            log.warning("%s", damage)
     if found is not None:
         changed = loading.changed_since(config.model, found.manifest["model"])
         if families.data_dir(config.task) is not None or config.task.include_path:

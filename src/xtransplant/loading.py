@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtransplant.config import Dtype, ModelConfig
+from xtransplant.disk import replacing
 from xtransplant.embedded import (
     MARKER,
     embedded_folder,
@@ -367,9 +368,8 @@ def _computed_sum(path: Path, bar: tqdm[Any]) -> str:
         kept = _kept_sum(path)
         with suppress(OSError):  # a read-only cache: hash again next time
             kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps({"of": before, "sha256": found}), encoding="utf-8")
-            part.replace(kept)
+            with replacing(kept) as part:
+                part.write_text(json.dumps({"of": before, "sha256": found}), encoding="utf-8")
     return found
 
 

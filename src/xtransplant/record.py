@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import logging
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from xtransplant import disk
 from xtransplant.checks import folders
 from xtransplant.types import XTransplantError
 
+log = logging.getLogger(__name__)
+
 MANIFEST = "manifest.json"
+FAILED = "failed.json"  # why a run was not finished: in its folder until it is begun again
 FORMAT = 1
 _PACKAGES = (
     *("xtransplant", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "peft"),
@@ -32,6 +37,33 @@ class Run:
     folder: Path
     manifest: dict[str, Any]
     results: dict[str, Any]
+
+
+class Damaged(XTransplantError):
+    """Files of a finished run are missing, or are not those that it wrote."""
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """While open, no other process does the run of this folder; waits for one that does.
+
+    Raises:
+        XTransplantError: the folder cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(disk.alone(folder, "computing"))
+        except OSError as error:
+            if not (folder / MANIFEST).is_file():  # a finished run may be read without
+                raise _unwritable(folder, error) from error
+        yield
+
+
+def _unwritable(folder: Path, error: OSError) -> XTransplantError:
+    return XTransplantError(
+        f"output_dir: {folder} cannot be written ({error.strerror}). Give a folder that you may write to."
+    )
 
 
 def open_run(folder: Path, config: str, keep: str | None = None) -> None:
@@ -55,9 +87,17 @@ def open_run(folder: Path, config: str, keep: str | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / "config.yaml", config)
     except OSError as error:
-        raise XTransplantError(
-            f"output_dir: {folder} cannot be written ({error.strerror}). Give a folder that you may write to."
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def fail_run(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Say in a run's folder why it was not finished. Where that cannot be written, it is not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / MANIFEST).is_file():
+            write(folder / FAILED, as_json(facts))
+    except OSError as error:
+        log.warning("%s cannot be written: %s.", folder / FAILED, error.strerror)
 
 
 def close_run(folder: Path, manifest: Mapping[str, Any], without: str | None = None) -> None:
@@ -78,7 +118,7 @@ def load_run(folder: Path) -> Run | None:
     """The finished run in a folder; None if there is none.
 
     Raises:
-        XTransplantError: a file of the run is missing or was changed since.
+        Damaged: a file of the run is missing or was changed since.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -87,10 +127,10 @@ def load_run(folder: Path) -> Run | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         for name, expected in manifest["files"].items():
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
-                raise XTransplantError(f"{folder / name} was changed after its run. Run again with overwrite=true.")
+                raise Damaged(f"{folder / name} was changed after its run. The run's command computes it anew.")
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError) as error:
-        raise XTransplantError(f"{folder} is damaged: {error}. Run again with overwrite=true.") from error
+        raise Damaged(f"{folder} is damaged: {error}. The run's command computes it anew.") from error
     return Run(folder, manifest, results)
 
 
@@ -118,9 +158,8 @@ def find_runs(places: Iterable[str], job: str = "evaluate", key: str = "runs") -
 
 def write(path: Path, text: str) -> None:
     """Write a file at once or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with disk.replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def as_json(value: Any, indent: int | None = 2) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import zipfile
 import zlib
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from xtransplant import strategies, sweep
 from xtransplant.captures import Captures, Source, made_by
+from xtransplant.disk import replacing
 from xtransplant.engine import Decoder, Prefix
 from xtransplant.grid import show
 from xtransplant.lm import Key, Texts, Transplant, TransplantLM
@@ -105,11 +105,9 @@ class Shards:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256("".join(sorted(answers)).encode()).hexdigest()[:16]
-        temporary = self.folder / f".{name}.{os.getpid()}"
         arrays: dict[str, Any] = {f"{q}.{part}": array for q, parts in answers.items() for part, array in parts.items()}
-        with temporary.open("wb") as stream:  # a name would get the suffix .npz
-            np.savez_compressed(stream, **arrays)
-        temporary.replace(self.folder / f"{name}.npz")
+        with replacing(self.folder / f"{name}.npz") as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)  # a name would get the suffix .npz
 
 
 class SweepLM(TransplantLM):

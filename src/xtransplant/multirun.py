@@ -1,0 +1,263 @@
+"""A sweep: a run for each combination of values, through Hydra's launcher; what happens to one run harms no other.
+
+What was asked and how each run ended lies in `<output_dir>/sweeps/<job>-<hash>/sweep.json`. The hash is that of all its
+runs: the same sweep has the same folder, and goes on there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import logging
+import os
+import shlex
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xtransplant.config import JOBS, EvaluateConfig, JobConfig
+from xtransplant.types import XTransplantError
+
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+
+    from xtransplant.compose import Request
+
+log = logging.getLogger(__name__)
+
+Run = Callable[..., Path | None]
+
+RECORD = "sweep.json"
+_DONE = ("done", "was done")
+_LOST = "killed, or the process that it ran in; too little memory is the usual reason"
+
+
+def sweep(job: str, hydra: Hydra, config_name: str, request: Request, run: Run) -> int:
+    """Every run of a request, those after a failed one too. Returns the exit code: 1 if any is not finished.
+
+    Args:
+        run: does what a config says, and prints nothing of the result where `shown=False`.
+    """
+    from xtransplant import jobs, record
+
+    start_log()
+    given = [" ".join(_differing(lines, request.common)) for lines in request.lines]
+    folders = [jobs.run_folder(config) if hasattr(config, "task") else None for config in request.runs]  # type: ignore[arg-type]
+    named = sorted(map(str, (folder.name if folder else line for folder, line in zip(folders, given, strict=True))))
+    name = f"{job}-{hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]}"
+    overrides = list(request.swept)
+    finished = [folder is not None and (folder / record.MANIFEST).is_file() for folder in folders]
+    if all(finished):
+        # No worker need be started to find that out.
+        overrides = [*(each for each in overrides if not each.startswith("hydra/launcher=")), "hydra/launcher=basic"]
+    place = Path(getattr(request.runs[0], "output_dir", "."), "sweeps", name)
+    started = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    attempt = place / f"{started}-{os.getpid()}"
+    try:
+        attempt.mkdir(parents=True)
+    except OSError as error:
+        raise XTransplantError(
+            f"output_dir: {place} cannot be written ({error.strerror}). Give a folder that you may write to."
+        ) from error
+    log.info("Sweep of %d runs, %d of them done: %s", len(folders), sum(finished), place)
+    # Hydra's own files; a launcher's logs of its workers too.
+    if not any(each.startswith("hydra.sweep.dir=") for each in overrides):
+        overrides.append(f"hydra.sweep.dir={json.dumps(str(attempt))}")
+    task = partial(_one, job=job, attempt=str(attempt), count=len(folders), run=run)
+    broken = None
+    try:
+        hydra.multirun(config_name, task, [*overrides, "hydra.mode=MULTIRUN"])
+    except Exception as error:
+        # A launcher's: a worker was killed, or could not be started. The runs say for themselves how they ended.
+        broken = error
+    outcomes = [
+        _outcome(attempt / f"{number}.json", folder) | {"overrides": line, "folder": folder and str(folder)}
+        for number, (line, folder) in enumerate(zip(given, folders, strict=True))
+    ]
+    content = {"job": job, "command": _command(sys.argv[1:]), "started": started, "runs": outcomes}
+    record.write(place / RECORD, record.as_json(content))
+    _show(request.runs, [Path(each["folder"]) for each in outcomes if each["folder"] and each["status"] in _DONE])
+    missing = [each for each in outcomes if each["status"] not in _DONE]
+    if broken is not None and not missing:
+        raise broken
+    if not missing:
+        return 0
+    if broken is not None:
+        log.warning("The launcher ended early: %s: %s", type(broken).__name__, str(broken).strip().split("\n")[0])
+    print(f"\nerror: {len(missing)} of {len(outcomes)} runs are not finished:", file=sys.stderr)
+    for each in missing:
+        print(f"  {each['overrides'] or 'the run'}: {each['error']}", file=sys.stderr)
+    print(f"The others are kept. {goes_on(sys.argv[1:])}", file=sys.stderr)
+    return 1
+
+
+def _differing(lines: Sequence[str], common: Sequence[str]) -> list[str]:
+    """The overrides that tell a run from the others."""
+    return [line for line in lines if line not in common and not line.startswith("hydra.")]
+
+
+def _one(composed: Any, *, job: str, attempt: str, count: int, run: Run) -> None:
+    """One run, wherever a launcher has it run. Never raises: a launcher would end the sweep, or leave runs out."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from xtransplant import record
+
+    start_log()
+    number = int(HydraConfig.get().job.num)
+    started = time.perf_counter()
+    name = ""
+    outcome: dict[str, Any] = {"status": "failed", "error": None, "host": socket.gethostname(), "process": os.getpid()}
+    try:
+        config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JOBS[job]), composed))
+        folder = run(config, shown=False)
+        outcome["status"] = "done"
+        name = "" if folder is None else f" {folder.name}"
+    except Exception as error:
+        said = explained(error)
+        if said is None:
+            traceback.print_exc()
+        outcome["error"] = said or f"{type(error).__name__}: {error}"
+    outcome["seconds"] = round(time.perf_counter() - started, 2)
+    if outcome["error"] is None:
+        log.info("%d of %d:%s in %.1f s", number + 1, count, name, outcome["seconds"])
+    else:
+        log.error("%d of %d failed after %.1f s: %s", number + 1, count, outcome["seconds"], outcome["error"])
+    try:
+        record.write(Path(attempt, f"{number}.json"), record.as_json(outcome))
+    except OSError as error:
+        log.warning("%s cannot be written: %s.", attempt, error.strerror)
+
+
+def _outcome(path: Path, folder: Path | None) -> dict[str, Any]:
+    """How a run ended, as it said itself; if it could not, as its folder says."""
+    from xtransplant import record
+
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        done = folder is not None and (folder / record.MANIFEST).is_file()
+        found = {"status": "was done" if done else "lost", "error": None if done else _LOST}
+    return found
+
+
+def _show(runs: Sequence[JobConfig], folders: Sequence[Path]) -> None:
+    """One table over what is finished."""
+    from xtransplant import grid_jobs, record, tables
+
+    if not folders:
+        return
+    folders = list(dict.fromkeys(folders))
+    if isinstance(runs[0], EvaluateConfig):
+        print(f"\n{tables.summary_table([run for run in map(record.load_run, folders) if run is not None])}")
+    else:
+        print(f"\n{grid_jobs.show_all(folders)}")
+
+
+# --- What went wrong -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def failure_recorded(folder: Path) -> Iterator[None]:
+    """A run's exception is kept in its folder, where it is until the run is begun again."""
+    from xtransplant import record
+
+    try:
+        yield
+    except Exception as error:
+        facts = {"error": explained(error) or f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        record.fail_run(folder, facts | {"time": datetime.now(UTC).isoformat(timespec="seconds")})
+        raise
+
+
+def explained(error: BaseException) -> str | None:
+    """What the user is told, in a sentence or two; None where only a traceback helps."""
+    if isinstance(error, XTransplantError):
+        return str(error)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _DISK:
+            where = f" ({cause.filename})" if cause.filename else ""
+            return f"{_DISK[cause.errno]}{where}. What is finished is kept: the same command goes on."
+        if type(cause).__name__ == "OutOfMemoryError" or isinstance(cause, MemoryError):
+            said = str(cause).split(". ")[0].strip()
+            return (
+                f"Too little memory{f': {said}' if said else ''}. Lower batch_size (evaluate) or grid.memory (grid), "
+                "take model.dtype=bfloat16, or a smaller model. What is finished is kept."
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+_DISK = {
+    errno.ENOSPC: "The disk is full",
+    errno.EDQUOT: "The disk quota is used up",
+    errno.EROFS: "The file system is read-only",
+    errno.EFBIG: "A file would be larger than is allowed here",
+}
+
+
+def goes_on(arguments: Sequence[str]) -> str:
+    """How to go on after an interruption, in one line."""
+    return f"Finished runs and a grid's documents are kept. Go on with: {_command(arguments)}"
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """Without `overwrite=true`, which would compute the finished ones again."""
+    return shlex.join(["xtransplant", *(each for each in arguments if each != "overwrite=true")])
+
+
+def supervised(work: Callable[[], int], arguments: Sequence[str]) -> int:
+    """Do the work in a child, and say so if it is killed. Where there is no fork, do it here."""
+    if not hasattr(os, "fork"):
+        return work()
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        _die_with_the_parent()
+        signal.signal(signal.SIGINT, _interrupt_once)
+        return work()
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, lambda number, frame: os.kill(child, number))
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return code
+    name = signal.Signals(-code).name
+    why = ": too little memory is the usual reason" if -code == signal.SIGKILL else ""
+    print(f"error: killed ({name}){why}. {goes_on(arguments)}", file=sys.stderr)
+    return 128 - code
+
+
+def _interrupt_once(number: int, frame: Any) -> None:
+    """A terminal's Ctrl-C comes twice: to every process of the command, and through the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _die_with_the_parent() -> None:
+    """On Linux: a killed parent does not leave the work going on unseen."""
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    except (AttributeError, OSError, TypeError):
+        return
+
+
+def start_log() -> None:
+    """One line a message on standard error; where logging is set up already, it stays as it is."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("xtransplant").setLevel(logging.INFO)
+    # Retries, each said twice; that the hub was not reached is said once, when they are over.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # Its warnings are on how a task's YAML is written: nothing that the user of a run can act on.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
