@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from xtransplant import __version__, catalogue, multirun
+from xtransplant import __version__, catalogue, multirun, record
 from xtransplant.checks import (
     did_you_mean,
     keys,
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted. {multirun.goes_on(given)}", file=sys.stderr)
         return 130
     except Exception as error:
-        said = multirun.explained(error)
+        said = record.explained(error)
         if said is None:
             raise
         print(f"error: {said}", file=sys.stderr)
@@ -111,7 +111,7 @@ def _main(arguments: list[str]) -> int:
         return 0
     if faults:
         raise refusal(faults)
-    return _run_job(job, options, overrides)
+    return _run_job(arguments, job, options, overrides)
 
 
 def _split(
@@ -187,7 +187,7 @@ def _list(arguments: Sequence[str]) -> int:
 # --- Running -------------------------------------------------------------------------------------------------------
 
 
-def _run_job(job: str, options: dict[str, str], overrides: list[str]) -> int:
+def _run_job(arguments: Sequence[str], job: str, options: dict[str, str], overrides: list[str]) -> int:
     from hydra._internal.utils import get_args_parser
 
     from xtransplant import compose
@@ -210,7 +210,7 @@ def _run_job(job: str, options: dict[str, str], overrides: list[str]) -> int:
             package = options.get("--package")
             hydra.show_cfg(config_name, request.common, options["--cfg"], package, "--resolve" in options)
         elif many:
-            return multirun.sweep(job, hydra, config_name, request, run)
+            return multirun.sweep(arguments, job, hydra, config_name, request, run)
         else:
             multirun.start_log()
             if request.axes:
@@ -225,17 +225,15 @@ def run(config: JobConfig, shown: bool = True) -> Path | None:
     Args:
         shown: False prints nothing of such a run's result: a sweep shows all of them at its end.
     """
-    from xtransplant import grid_jobs, jobs, record
+    from xtransplant import grid_jobs, jobs
 
     if isinstance(config, EvaluateConfig | GridConfig):
-        folder = jobs.run_folder(config)
-        with record.alone(folder), multirun.failure_recorded(folder):
-            if isinstance(config, EvaluateConfig):
-                jobs.evaluate(config, folder)
-            else:
-                grid_jobs.grid(config, folder)
+        if isinstance(config, EvaluateConfig):
+            folder, show = jobs.evaluate(config), jobs.show
+        else:
+            folder, show = grid_jobs.grid(config), grid_jobs.show
         if shown:
-            print((jobs if isinstance(config, EvaluateConfig) else grid_jobs).show(folder))
+            print(show(folder))
         return folder
     if isinstance(config, SelectConfig):
         grid_jobs.select(config)

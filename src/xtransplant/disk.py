@@ -26,23 +26,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(path: Path, doing: str) -> Iterator[None]:
-    """Hold the lock of a file or folder, which a process that is killed gives back; waits for one that has it.
+def alone(lock_file: Path, what: str) -> Iterator[None]:
+    """Hold a lock, which a process that is killed gives back; waits for one that has it.
 
     Args:
-        doing: what the other process does, for the message.
+        what: is being done by the other process, for the message.
 
     Raises:
         OSError: the lock cannot be made.
     """
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.warning("Another process is %s %s: waiting for it.", doing, path)
+        log.warning("Another process is %s: waiting for it.", what)
         lock.acquire()
     except NotImplementedError:
-        log.warning("%s: this file system has no locks. Do not start the same thing twice at once.", path.parent)
+        log.warning("%s: this file system has no locks. Start nothing twice at once.", lock_file.parent)
     try:
         yield
     finally:

@@ -135,7 +135,7 @@ def embedded_folder(name: str) -> Path:
         raise XTransplantError(*faults)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with alone(folder, "preparing"):
+        with alone(folder.with_name(f".{folder.name}.lock"), f"preparing {folder}"):
             if not _is_complete(folder):
                 _make(name, embedded, folder)
     except OSError as error:

@@ -43,20 +43,25 @@ _PROMPTING = (
 )
 
 
-def grid(config: GridConfig, folder: Path) -> None:
-    """Every layer pair on the documents of a language pair: responses, and the harness's grades.
+def grid(config: GridConfig) -> Path:
+    """Every layer pair on the documents of a language pair: responses, and the harness's grades. Returns the folder."""
+    from xtransplant import jobs
 
-    Args:
-        folder: of the run, see `jobs.run_folder`. No other process may work in it.
-    """
+    folder = jobs.run_folder(config)
+    with record.doing(folder):
+        if jobs.finished_run(config, folder) is None:
+            _grid(config, folder)
+        else:
+            shutil.rmtree(folder / _RESPONSES, ignore_errors=True)  # left by a kill right after the run was finished
+    return folder
+
+
+def _grid(config: GridConfig, folder: Path) -> None:
     from xtransplant import grading, jobs, loading
     from xtransplant.lm import captures_of, load_decoder
     from xtransplant.sweep_lm import Shards, Sweep, SweepLM, rounds
 
     started = time.perf_counter()
-    if jobs.finished_run(config, folder) is not None:
-        shutil.rmtree(folder / _RESPONSES, ignore_errors=True)  # left by a kill right after the run was finished
-        return
     loading.check_here(config.model, config.task.apply_chat_template)
     pairs = jobs.load_pairs(config)
     grading.check([found.target for found in pairs])

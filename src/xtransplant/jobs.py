@@ -43,17 +43,19 @@ def run_folder(config: TaskJob) -> Path:
     return Path(config.output_dir, job, name)
 
 
-def evaluate(config: EvaluateConfig, folder: Path) -> None:
-    """Evaluate a model on a task's target language, vanilla or with one layer pair transplanted.
+def evaluate(config: EvaluateConfig) -> Path:
+    """Evaluate a model on a task's target language, vanilla or with a transplant. Returns the run's folder."""
+    folder = run_folder(config)
+    with record.doing(folder):
+        if finished_run(config, folder) is None:
+            _evaluate(config, folder)
+    return folder
 
-    Args:
-        folder: of the run, see `run_folder`. No other process may work in it.
-    """
+
+def _evaluate(config: EvaluateConfig, folder: Path) -> None:
     from xtransplant.lm import TransplantLM
 
     started = time.perf_counter()
-    if finished_run(config, folder) is not None:
-        return
     chosen = selection.of_run(config)
     content = None if chosen is None else chosen.as_dict()
     loading.check_here(config.model, config.task.apply_chat_template)

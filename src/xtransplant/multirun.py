@@ -7,7 +7,6 @@ runs: the same sweep has the same folder, and goes on there.
 from __future__ import annotations
 
 import ctypes
-import errno
 import hashlib
 import json
 import logging
@@ -18,8 +17,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -42,10 +40,11 @@ _DONE = ("done", "was done")
 _LOST = "killed, or the process that it ran in; too little memory is the usual reason"
 
 
-def sweep(job: str, hydra: Hydra, config_name: str, request: Request, run: Run) -> int:
+def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, request: Request, run: Run) -> int:
     """Every run of a request, those after a failed one too. Returns the exit code: 1 if any is not finished.
 
     Args:
+        arguments: the command line, for the record and for how to go on.
         run: does what a config says, and prints nothing of the result where `shown=False`.
     """
     from xtransplant import jobs, record
@@ -84,7 +83,7 @@ def sweep(job: str, hydra: Hydra, config_name: str, request: Request, run: Run) 
         _outcome(attempt / f"{number}.json", folder) | {"overrides": line, "folder": folder and str(folder)}
         for number, (line, folder) in enumerate(zip(given, folders, strict=True))
     ]
-    content = {"job": job, "command": _command(sys.argv[1:]), "started": started, "runs": outcomes}
+    content = {"job": job, "command": _command(arguments), "started": started, "runs": outcomes}
     record.write(place / RECORD, record.as_json(content))
     _show(request.runs, [Path(each["folder"]) for each in outcomes if each["folder"] and each["status"] in _DONE])
     missing = [each for each in outcomes if each["status"] not in _DONE]
@@ -97,7 +96,7 @@ def sweep(job: str, hydra: Hydra, config_name: str, request: Request, run: Run) 
     print(f"\nerror: {len(missing)} of {len(outcomes)} runs are not finished:", file=sys.stderr)
     for each in missing:
         print(f"  {each['overrides'] or 'the run'}: {each['error']}", file=sys.stderr)
-    print(f"The others are kept. {goes_on(sys.argv[1:])}", file=sys.stderr)
+    print(f"The others are kept. {goes_on(arguments)}", file=sys.stderr)
     return 1
 
 
@@ -124,7 +123,7 @@ def _one(composed: Any, *, job: str, attempt: str, count: int, run: Run) -> None
         outcome["status"] = "done"
         name = "" if folder is None else f" {folder.name}"
     except Exception as error:
-        said = explained(error)
+        said = record.explained(error)
         if said is None:
             traceback.print_exc()
         outcome["error"] = said or f"{type(error).__name__}: {error}"
@@ -155,9 +154,9 @@ def _show(runs: Sequence[JobConfig], folders: Sequence[Path]) -> None:
     """One table over what is finished."""
     from xtransplant import grid_jobs, record, tables
 
+    folders = [folder for folder in dict.fromkeys(folders) if (folder / record.MANIFEST).is_file()]
     if not folders:
         return
-    folders = list(dict.fromkeys(folders))
     if isinstance(runs[0], EvaluateConfig):
         print(f"\n{tables.summary_table([run for run in map(record.load_run, folders) if run is not None])}")
     else:
@@ -165,46 +164,6 @@ def _show(runs: Sequence[JobConfig], folders: Sequence[Path]) -> None:
 
 
 # --- What went wrong -------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def failure_recorded(folder: Path) -> Iterator[None]:
-    """A run's exception is kept in its folder, where it is until the run is begun again."""
-    from xtransplant import record
-
-    try:
-        yield
-    except Exception as error:
-        facts = {"error": explained(error) or f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-        record.fail_run(folder, facts | {"time": datetime.now(UTC).isoformat(timespec="seconds")})
-        raise
-
-
-def explained(error: BaseException) -> str | None:
-    """What the user is told, in a sentence or two; None where only a traceback helps."""
-    if isinstance(error, XTransplantError):
-        return str(error)
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in _DISK:
-            where = f" ({cause.filename})" if cause.filename else ""
-            return f"{_DISK[cause.errno]}{where}. What is finished is kept: the same command goes on."
-        if type(cause).__name__ == "OutOfMemoryError" or isinstance(cause, MemoryError):
-            said = str(cause).split(". ")[0].strip()
-            return (
-                f"Too little memory{f': {said}' if said else ''}. Lower batch_size (evaluate) or grid.memory (grid), "
-                "take model.dtype=bfloat16, or a smaller model. What is finished is kept."
-            )
-        cause = cause.__cause__ or cause.__context__
-    return None
-
-
-_DISK = {
-    errno.ENOSPC: "The disk is full",
-    errno.EDQUOT: "The disk quota is used up",
-    errno.EROFS: "The file system is read-only",
-    errno.EFBIG: "A file would be larger than is allowed here",
-}
 
 
 def goes_on(arguments: Sequence[str]) -> str:

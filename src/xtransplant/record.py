@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import platform
 import shutil
 import subprocess
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,20 +47,28 @@ class Damaged(XTransplantError):
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def doing(folder: Path) -> Iterator[None]:
     """While open, no other process does the run of this folder; waits for one that does.
+
+    An exception is kept in the folder as FAILED, until the run is begun again.
 
     Raises:
         XTransplantError: the folder cannot be written.
     """
     with ExitStack() as stack:
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(disk.alone(folder, "computing"))
+            lock_file = folder.parent / ".locks" / f"{folder.name}.lock"
+            lock_file.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(disk.alone(lock_file, f"computing {folder}"))
         except OSError as error:
             if not (folder / MANIFEST).is_file():  # a finished run may be read without
                 raise _unwritable(folder, error) from error
-        yield
+        try:
+            yield
+        except Exception as error:
+            facts = {"error": explained(error) or f"{type(error).__name__}: {error}"}
+            _fail(folder, facts | {"traceback": traceback.format_exc(), "time": datetime.now(UTC).isoformat()})
+            raise
 
 
 def _unwritable(folder: Path, error: OSError) -> XTransplantError:
@@ -88,16 +99,6 @@ def open_run(folder: Path, config: str, keep: str | None = None) -> None:
         write(folder / "config.yaml", config)
     except OSError as error:
         raise _unwritable(folder, error) from error
-
-
-def fail_run(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Say in a run's folder why it was not finished. Where that cannot be written, it is not."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / MANIFEST).is_file():
-            write(folder / FAILED, as_json(facts))
-    except OSError as error:
-        log.warning("%s cannot be written: %s.", folder / FAILED, error.strerror)
 
 
 def close_run(folder: Path, manifest: Mapping[str, Any], without: str | None = None) -> None:
@@ -154,6 +155,42 @@ def find_runs(places: Iterable[str], job: str = "evaluate", key: str = "runs") -
             )
         runs |= {run.folder: run for run in wanted}
     return list(runs.values())
+
+
+def explained(error: BaseException) -> str | None:
+    """What the user is told, in a sentence or two; None where only a traceback helps."""
+    if isinstance(error, XTransplantError):
+        return str(error)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _DISK:
+            where = f" ({cause.filename})" if cause.filename else ""
+            return f"{_DISK[cause.errno]}{where}. What is finished is kept: the same command goes on."
+        if type(cause).__name__ == "OutOfMemoryError" or isinstance(cause, MemoryError):
+            said = str(cause).split(". ")[0].strip()
+            return (
+                f"Too little memory{f': {said}' if said else ''}. Lower batch_size (evaluate) or grid.memory (grid), "
+                "take model.dtype=bfloat16, or a smaller model. What is finished is kept."
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+_DISK = {
+    errno.ENOSPC: "The disk is full",
+    errno.EDQUOT: "The disk quota is used up",
+    errno.EROFS: "The file system is read-only",
+    errno.EFBIG: "A file would be larger than is allowed here",
+}
+
+
+def _fail(folder: Path, facts: Mapping[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / MANIFEST).is_file():
+            write(folder / FAILED, as_json(facts))
+    except OSError as error:
+        log.warning("%s cannot be written: %s.", folder / FAILED, error.strerror)
 
 
 def write(path: Path, text: str) -> None:

@@ -108,14 +108,29 @@ def test_a_finished_run_is_found_again(arguments: list[str], tmp_path: Path, mon
     assert "Already done" in caplog.text
 
 
-def test_a_damaged_run_is_named_and_can_be_done_anew(arguments: list[str], tmp_path: Path, capsys: Any) -> None:
+def test_a_damaged_run_is_named_and_done_anew(arguments: list[str], tmp_path: Path, capsys: Any, caplog: Any) -> None:
     run(*arguments)
     folder = only_run(tmp_path).folder
+    whole = (folder / "results.json").read_bytes()
     (folder / "results.json").write_text("{}", encoding="utf-8")
-    assert cli.main(["evaluate", *arguments]) == 2
+    assert cli.main(["summarize", f"runs={folder}"]) == 2
     assert "results.json was changed after its run" in capsys.readouterr().err
-    run(*arguments, "overwrite=true")
-    assert only_run(tmp_path).results["results"]
+    run(*arguments)
+    assert "results.json was changed after its run" in caplog.text
+    assert only_run(tmp_path).folder == folder and (folder / "results.json").read_bytes() == whole
+
+
+def test_what_is_there_is_not_used_without_resume(arguments: list[str], tmp_path: Path, capsys: Any) -> None:
+    run(*arguments, "resume=false")
+    manifest = only_run(tmp_path).folder / "manifest.json"
+    before = manifest.stat().st_mtime_ns
+    assert cli.main(["evaluate", *arguments, "resume=false"]) == 2
+    assert "resume=false: " in (said := capsys.readouterr().err) and "holds a finished run" in said
+    manifest.unlink()
+    assert cli.main(["evaluate", *arguments, "resume=false"]) == 2
+    assert "holds parts of an interrupted run" in capsys.readouterr().err
+    run(*arguments, "resume=false", "overwrite=true")
+    assert manifest.stat().st_mtime_ns > before
 
 
 def test_an_unfinished_run_counts_for_nothing(arguments: list[str], tmp_path: Path, monkeypatch: Any) -> None:
@@ -127,7 +142,7 @@ def test_an_unfinished_run_counts_for_nothing(arguments: list[str], tmp_path: Pa
     with monkeypatch.context() as patched:
         patched.setattr(TransplantLM, "loglikelihood", killed)
         assert cli.main(["evaluate", *arguments]) == 130
-    [folder] = (tmp_path / "outputs" / "evaluate").iterdir()
+    [folder] = (tmp_path / "outputs" / "evaluate").glob("tiny-*")
     assert record.load_run(folder) is None
     run(*arguments)
     assert record.load_run(folder) is not None
