@@ -61,8 +61,7 @@ def doing(folder: Path) -> Iterator[None]:
             lock_file.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(disk.alone(lock_file, f"computing {folder}"))
         except OSError as error:
-            if not (folder / MANIFEST).is_file():  # a finished run may be read without
-                raise _unwritable(folder, error) from error
+            raise _unwritable(folder, error) from error
         try:
             yield
         except Exception as error:
