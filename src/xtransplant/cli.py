@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from xtransplant import __version__, catalogue, multirun, record
+from xtransplant import __version__, catalogue, logs, multirun, record
 from xtransplant.checks import (
     did_you_mean,
     keys,
@@ -212,7 +212,7 @@ def _run_job(arguments: Sequence[str], job: str, options: dict[str, str], overri
         elif many:
             return multirun.sweep(arguments, job, hydra, config_name, request, run)
         else:
-            multirun.start_log()
+            logs.start(multirun.verbosity(request.overrides))
             if request.axes:
                 log.info("One run of the experiment, which sweeps over %s: -m for all.", ", ".join(request.axes))
             run(request.runs[0])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from xtransplant import record, tables
+from xtransplant import logs, record, tables
 from xtransplant.config import (
     AnalyzeConfig,
     GridConfig,
@@ -72,59 +72,64 @@ def _grid(config: GridConfig, folder: Path) -> None:
         yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True),
         keep=None if finished else _RESPONSES,
     )
-    shards = Shards(folder / _RESPONSES)
-    before = len(shards)
-    if before:
-        log.info("%d prompts were answered before the interruption.", before)
-    lm = SweepLM(
-        lambda: load_decoder(config.model),
-        Sweep(
-            tuple(Component(each) for each in listed(config.transplant.component)),
-            config.transplant.intervention,
-            config.grid.pairs,
-            memory=None if config.grid.memory is None else int(config.grid.memory * 2**30),
-        ),
-        shards=shards,
-        halving=None if config.grid.budget is None else rounds(config.grid.budget),
-        quality=_quality(pairs),
-        seed=config.seed,
-        promptless=config.task.empty_prompt.value,
-        captures=lambda: captures_of(config),
-    )
-    loaded = time.perf_counter()
-    results = jobs.harness(lm, pairs, config)
-    results["config"]["model_args"] = identity(config, lm.decoder.num_layers)
-    swept = time.perf_counter()
-    facts = jobs.facts_of_run(config, lm, pairs) | {
-        "job": "grid",
-        "config_hash": config_hash(config, lm.decoder.num_layers),
-        "control": None if config.transplant.control is Control.none else config.transplant.control.value,
-        "intervention": config.transplant.recorded(),
-        "components": listed(config.transplant.component),
-        "pairs": config.grid.pairs,
-        "left_out": lm.left_out,
-        # What an interrupted run had done already is not in its counts.
-        "prompts_answered_before": before,
-        "sources_computed": lm.captures.computed,
-    }
-    made = grading.make_grid(pairs, config.task.tasks, lm.cells, _meta(config, lm, pairs, facts))
-    made.save(folder / GRID)
-    jobs.write_results(folder, results)
-    record.close_run(
-        folder,
-        facts
-        | {
-            "grid_sha256": made.sha256,
-            "timings": {
-                "tasks_seconds": loaded - started,
-                "sweep_seconds": swept - loaded,
-                "total_seconds": time.perf_counter() - started,
+    with logs.kept(folder):
+        shards = Shards(folder / _RESPONSES)
+        before = len(shards)
+        if before:
+            log.info("%d prompts were answered before the interruption.", before)
+        lm = SweepLM(
+            lambda: load_decoder(config.model),
+            Sweep(
+                tuple(Component(each) for each in listed(config.transplant.component)),
+                config.transplant.intervention,
+                config.grid.pairs,
+                memory=None if config.grid.memory is None else int(config.grid.memory * 2**30),
+            ),
+            shards=shards,
+            halving=None if config.grid.budget is None else rounds(config.grid.budget),
+            quality=_quality(pairs),
+            seed=config.seed,
+            promptless=config.task.empty_prompt.value,
+            captures=lambda: captures_of(config),
+        )
+        loaded = time.perf_counter()
+        results = jobs.harness(lm, pairs, config)
+        results["config"]["model_args"] = identity(config, lm.decoder.num_layers)
+        swept = time.perf_counter()
+        event = {"event": "swept", "seconds": swept - loaded, "cells": len(lm.cells)}
+        documents = sum(len(found.rows) for found in pairs)
+        said = "%d documents, each in %d cells, in %.1f s"
+        log.info(said, documents, len(lm.cells), swept - loaded, extra={"event": event})
+        facts = jobs.facts_of_run(config, lm, pairs) | {
+            "job": "grid",
+            "config_hash": config_hash(config, lm.decoder.num_layers),
+            "control": None if config.transplant.control is Control.none else config.transplant.control.value,
+            "intervention": config.transplant.recorded(),
+            "components": listed(config.transplant.component),
+            "pairs": config.grid.pairs,
+            "left_out": lm.left_out,
+            # What an interrupted run had done already is not in its counts.
+            "prompts_answered_before": before,
+            "sources_computed": lm.captures.computed,
+        }
+        made = grading.make_grid(pairs, config.task.tasks, lm.cells, _meta(config, lm, pairs, facts))
+        made.save(folder / GRID)
+        jobs.write_results(folder, results)
+        record.close_run(
+            folder,
+            facts
+            | {
+                "grid_sha256": made.sha256,
+                "timings": {
+                    "tasks_seconds": loaded - started,
+                    "sweep_seconds": swept - loaded,
+                    "total_seconds": time.perf_counter() - started,
+                },
             },
-        },
-        without=_RESPONSES,
-    )
-    # Only now: until the manifest is written, they are all that is left of the work.
-    shards.remove()
+            without=_RESPONSES,
+        )
+        # Only now: until the manifest is written, they are all that is left of the work.
+        shards.remove()
 
 
 def _quality(pairs: list[Pairing]) -> Callable[[list[Instance]], np.ndarray]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from xtransplant import families, grading, loading, models, pairing, record, selection, tables
+from xtransplant import families, grading, loading, logs, models, pairing, record, selection, tables
 from xtransplant.config import (
     DoctorConfig,
     EvaluateConfig,
@@ -70,24 +70,28 @@ def _evaluate(config: EvaluateConfig, folder: Path) -> None:
         if len(chosen.cells) > 1:
             grading.check([found.target for found in pairs])
     record.open_run(folder, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
-    lm = TransplantLM.from_config(config)
-    loaded = time.perf_counter()
-    results = harness(lm, pairs, config)
-    results["config"]["model_args"] = identity(config, lm.decoder.num_layers, content)
-    evaluated = time.perf_counter()
-    write_results(folder, results)
-    manifest = facts_of_run(config, lm, pairs) | {
-        "job": "evaluate",
-        "config_hash": config_hash(config, models.num_layers(config.model), content),
-        "condition": _condition(config, lm, chosen),
-        "transplant": _transplanted(config, lm, chosen),
-        "timings": {
-            "tasks_seconds": loaded - started,
-            "evaluation_seconds": evaluated - loaded,
-            "total_seconds": time.perf_counter() - started,
-        },
-    }
-    record.close_run(folder, manifest)
+    with logs.kept(folder):
+        lm = TransplantLM.from_config(config)
+        loaded = time.perf_counter()
+        results = harness(lm, pairs, config)
+        results["config"]["model_args"] = identity(config, lm.decoder.num_layers, content)
+        evaluated = time.perf_counter()
+        counts = vars(lm.counts)
+        event = {"event": "evaluated", "seconds": evaluated - loaded, "results": results["results"]}
+        log.info("%d documents in %.1f s", counts["documents"], evaluated - loaded, extra={"event": event})
+        write_results(folder, results)
+        manifest = facts_of_run(config, lm, pairs) | {
+            "job": "evaluate",
+            "config_hash": config_hash(config, models.num_layers(config.model), content),
+            "condition": _condition(config, lm, chosen),
+            "transplant": _transplanted(config, lm, chosen),
+            "timings": {
+                "tasks_seconds": loaded - started,
+                "evaluation_seconds": evaluated - loaded,
+                "total_seconds": time.perf_counter() - started,
+            },
+        }
+        record.close_run(folder, manifest)
 
 
 def show(folder: Path) -> str:
@@ -160,7 +164,9 @@ def load_pairs(config: TaskJob) -> list[pairing.Pairing]:
     sources = pairing.Sources.of(config)
     pairs = pairing.load(config.task, config.language_pair, config.split, config.limit, sources)
     for found in pairs:
-        log.info("%s: %d documents, sources from %s", found.name, len(found.rows), found.source.config.task)
+        event = {"event": "documents", "task": found.name, "documents": len(found.rows)}
+        source = found.source.config.task
+        log.info("%s: %d documents, sources from %s", found.name, len(found.rows), source, extra={"event": event})
     return pairs
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xtransplant import logs
 from xtransplant.config import Dtype, ModelConfig
 from xtransplant.disk import replacing
 from xtransplant.embedded import (
@@ -75,7 +76,7 @@ def load(config: ModelConfig) -> LoadedModel:
     if faults:
         raise XTransplantError("\n".join(faults))
     device = _device(config)
-    log.info("Loading %s", config.path)
+    log.info("Loading %s", config.path, extra={"event": {"event": "loading", "model": config.path}})
     where = _where(config)
     from safetensors import SafetensorError
 
@@ -87,6 +88,7 @@ def load(config: ModelConfig) -> LoadedModel:
             hint = "\nWeights that are pickled are loaded only if you ask for it: model.allow_pickle=true"
         raise XTransplantError(f"model.path={config.path}: could not be loaded: {error}{hint}") from error
     _last = key, loaded
+    logs.adopt()
     return loaded
 
 

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xtransplant import logs
 from xtransplant.config import JOBS, EvaluateConfig, JobConfig
 from xtransplant.types import XTransplantError
 
@@ -49,7 +50,8 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
     """
     from xtransplant import jobs, record
 
-    start_log()
+    verbose = verbosity(request.overrides)
+    logs.start(verbose)
     given = [" ".join(_differing(lines, request.common)) for lines in request.lines]
     folders = [jobs.run_folder(config) if hasattr(config, "task") else None for config in request.runs]  # type: ignore[arg-type]
     named = sorted(map(str, (folder.name if folder else line for folder, line in zip(folders, given, strict=True))))
@@ -72,7 +74,7 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
     # Hydra's own files; a launcher's logs of its workers too.
     if not any(each.startswith("hydra.sweep.dir=") for each in overrides):
         overrides.append(f"hydra.sweep.dir={json.dumps(str(attempt))}")
-    task = partial(_one, job=job, attempt=str(attempt), count=len(folders), run=run)
+    task = partial(_one, job=job, attempt=str(attempt), count=len(folders), run=run, verbose=verbose)
     broken = None
     try:
         hydra.multirun(config_name, task, [*overrides, "hydra.mode=MULTIRUN"])
@@ -105,14 +107,14 @@ def _differing(lines: Sequence[str], common: Sequence[str]) -> list[str]:
     return [line for line in lines if line not in common and not line.startswith("hydra.")]
 
 
-def _one(composed: Any, *, job: str, attempt: str, count: int, run: Run) -> None:
+def _one(composed: Any, *, job: str, attempt: str, count: int, run: Run, verbose: Any) -> None:
     """One run, wherever a launcher has it run. Never raises: a launcher would end the sweep, or leave runs out."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     from xtransplant import record
 
-    start_log()
+    logs.start(verbose)
     number = int(HydraConfig.get().job.num)
     started = time.perf_counter()
     name = ""
@@ -171,6 +173,15 @@ def goes_on(arguments: Sequence[str]) -> str:
     return f"Finished runs and a grid's documents are kept. Go on with: {_command(arguments)}"
 
 
+def verbosity(overrides: Sequence[str]) -> Any:
+    """What the overrides say of `hydra.verbose`: false, true, or names of loggers."""
+    import yaml
+
+    given = [line.partition("=")[2] for line in overrides if line.startswith("hydra.verbose=")]
+    found = yaml.safe_load(given[-1]) if given else False
+    return [found] if isinstance(found, str) else found
+
+
 def _command(arguments: Sequence[str]) -> str:
     """Without `overwrite=true`, which would compute the finished ones again."""
     return shlex.join(["xtransplant", *(each for each in arguments if each != "overwrite=true")])
@@ -210,13 +221,3 @@ def _die_with_the_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     except (AttributeError, OSError, TypeError):
         return
-
-
-def start_log() -> None:
-    """One line a message on standard error; where logging is set up already, it stays as it is."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("xtransplant").setLevel(logging.INFO)
-    # Retries, each said twice; that the hub was not reached is said once, when they are over.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    # Its warnings are on how a task's YAML is written: nothing that the user of a run can act on.
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)

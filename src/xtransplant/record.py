@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from xtransplant import disk
+from xtransplant import disk, logs
 from xtransplant.checks import folders
 from xtransplant.types import XTransplantError
 
@@ -79,6 +79,8 @@ def _unwritable(folder: Path, error: OSError) -> XTransplantError:
 def open_run(folder: Path, config: str, keep: str | None = None) -> None:
     """Make the run's folder and write its resolved config; what an earlier run left there is removed.
 
+    The log of an interrupted one stays: it is gone on with.
+
     Args:
         keep: a folder in it with finished parts of an interrupted run, which stays.
 
@@ -88,8 +90,11 @@ def open_run(folder: Path, config: str, keep: str | None = None) -> None:
     try:
         if folder.exists():
             # The manifest first: without it the rest counts for nothing.
+            stays = () if (folder / MANIFEST).is_file() else logs.FILES
             (folder / MANIFEST).unlink(missing_ok=True)
             for path in folder.iterdir():
+                if path.name in stays:
+                    continue
                 if path.is_dir() and path.name != keep:
                     shutil.rmtree(path)
                 elif not path.is_dir():
@@ -101,7 +106,7 @@ def open_run(folder: Path, config: str, keep: str | None = None) -> None:
 
 
 def close_run(folder: Path, manifest: Mapping[str, Any], without: str | None = None) -> None:
-    """Write the manifest, with a hash of every other file: its existence says that the run is complete.
+    """Write the manifest, with a hash of every other file but the log: its existence says that the run is complete.
 
     Args:
         without: a folder in it that is about to be removed.
@@ -109,7 +114,9 @@ def close_run(folder: Path, manifest: Mapping[str, Any], without: str | None = N
     hashes = {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and (without is None or not path.is_relative_to(folder / without))
+        if path.is_file()
+        and path.name not in logs.FILES
+        and (without is None or not path.is_relative_to(folder / without))
     }
     write(folder / MANIFEST, as_json({"format": FORMAT, **manifest, "files": hashes}))
 

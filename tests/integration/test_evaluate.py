@@ -12,7 +12,7 @@ import pytest
 
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import documents, write_tasks
-from xtransplant import cli, loading, pairing, record
+from xtransplant import cli, loading, logs, pairing, record
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,14 @@ def test_a_run_leaves_a_complete_record(arguments: list[str], tmp_path: Path, ca
     found = only_run(tmp_path)
     assert found.folder.name.startswith("tiny-colour-en-sw-ffn-3-1-")
     names = {path.name for path in found.folder.iterdir()}
-    assert names == {"config.yaml", "results.json", "samples_colour_choice_sw.jsonl", "manifest.json"}
+    assert names == {"config.yaml", "results.json", "samples_colour_choice_sw.jsonl", "manifest.json", *logs.FILES}
+    assert not set(logs.FILES) & set(found.manifest["files"])  # what is said has times in it
+    events = [json.loads(line) for line in (found.folder / logs.EVENTS).read_text().splitlines()]
+    [evaluated] = [each for each in events if each.get("event") == "evaluated"]
+    assert {"time", "level", "logger", "message"} <= set(evaluated)
 
     result = found.results["results"]["colour_choice_sw"]
+    assert evaluated["results"]["colour_choice_sw"]["acc,none"] == result["acc,none"]
     assert {"acc,none", "acc_stderr,none", "alias"} <= set(result)
     assert {"configs", "versions", "n-shot", "higher_is_better", "n-samples", "config"} <= set(found.results)
     assert found.results["n-samples"]["colour_choice_sw"]["effective"] == 7
@@ -90,6 +95,8 @@ def test_the_same_config_gives_the_same_bytes(arguments: list[str], tmp_path: Pa
     run(*arguments, "overwrite=true")
     second = {path.name: path.read_bytes() for path in only_run(tmp_path).folder.iterdir()}
     for content in (first, second):
+        for name in logs.FILES:
+            del content[name]
         manifest = json.loads(content.pop("manifest.json"))
         del manifest["timings"], manifest["files"]["config.yaml"]
         content["manifest"] = json.dumps(manifest).encode()

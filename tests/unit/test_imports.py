@@ -21,9 +21,10 @@ ALLOWED: dict[str, set[str]] = {
     "checks": {"types", "config"},
     "catalogue": {"types", "checks"},
     "disk": set(),
+    "logs": set(),
     "embedded": {"types", "disk"},
     "models": {"types", "config", "embedded"},
-    "loading": {"types", "config", "disk", "embedded", "models"},
+    "loading": {"types", "config", "disk", "embedded", "logs", "models"},
     "engine": {"types"},
     "answer_language": set(),
     "families": {"types", "config", "catalogue"},
@@ -43,11 +44,11 @@ ALLOWED: dict[str, set[str]] = {
     "grading": {"types", "answer_language", "grid", "pairing"},
     "lm": {"types", "config", "compose", "captures", "engine", "loading", "pairing", "selection", "sweep_lm"},
     "sweep_lm": {"types", "captures", "disk", "engine", "grid", "lm", "selection", "strategies", "sweep"},
-    "record": {"types", "checks", "disk"},
+    "record": {"types", "checks", "disk", "logs"},
     "tables": {"types", "answer_language", "record"},
     "compose": {"types", "config", "checks", "catalogue", "families", "models", "selection"},
     "grid_jobs": {
-        *("types", "config", "models", "loading", "pairing", "record", "tables", "jobs", "lm", "sweep", "sweep_lm"),
+        *("types", "config", "loading", "logs", "pairing", "record", "tables", "jobs", "lm", "sweep", "sweep_lm"),
         *("grid", "grading", "selection", "strategies", "comparison", "analysis", "charts"),
     },
     "jobs": {
@@ -56,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
         "config",
         "models",
         "loading",
+        "logs",
         "engine",
         "grading",
         "pairing",
@@ -64,8 +66,8 @@ ALLOWED: dict[str, set[str]] = {
         "tables",
         "selection",
     },
-    "multirun": {"types", "config", "compose", "jobs", "grid_jobs", "record", "tables"},
-    "cli": {"types", "config", "checks", "catalogue", "compose", "jobs", "grid_jobs", "multirun", "record"},
+    "multirun": {"types", "config", "compose", "jobs", "grid_jobs", "logs", "record", "tables"},
+    "cli": {"types", "config", "checks", "catalogue", "compose", "jobs", "grid_jobs", "logs", "multirun", "record"},
 }
 # Each of them costs seconds; `--help` and refusals must not pay that.
 HEAVY = ("torch", "transformers", "lm_eval", "datasets")
