@@ -36,6 +36,7 @@ from xtransplant.config import (
     SummarizeConfig,
     TaskConfig,
     TaskJob,
+    TransplantConfig,
     listed,
 )
 from xtransplant.types import FIXED, PAPER, STRATEGIES, Component, Control, LayerPair, Mode, XTransplantError
@@ -251,6 +252,31 @@ def validate(config: JobConfig, num_layers: int | None = None, unclear: Collecti
             if not isinstance(pattern, str) or not folders(pattern)
         ]
     return faults
+
+
+def idle_settings(configs: Sequence[JobConfig], unclear: Collection[str] = ()) -> list[str]:
+    """The fault of settings of a transplant in runs that all are vanilla; of a sweep, one run may be.
+
+    Which component is not transplanted may be said: a sweep over components has its vanilla run, too.
+    """
+    runs = [config for config in configs if isinstance(config, EvaluateConfig)]
+    if "transplant" in unclear or "transplant.layers" in unclear or not all(config.is_vanilla for config in runs):
+        return []
+    names = [each.name for each in keys(EvaluateConfig) if each.name.startswith("transplant.")]
+    default, given = TransplantConfig(), {}
+    for name in names:
+        key = name.partition(".")[2]
+        for config in runs:
+            value = getattr(config.transplant, key)
+            if key != "component" and not _is_unclear(name, unclear) and value != getattr(default, key):
+                given.setdefault(name, f"{name}={shown(value)}")
+    if not given:
+        return []
+    verb = "has" if len(given) == 1 else "have"
+    return [
+        f"{', '.join(given.values())} {verb} no effect without transplant.layers; give e.g. "
+        "transplant.layers=[last,first]"
+    ]
 
 
 def _is_unclear(name: str, unclear: Collection[str]) -> bool:

@@ -193,7 +193,7 @@ def _run_job(job: str, options: dict[str, str], overrides: list[str]) -> int:
         faults = list(request.faults)
         showing = options.keys() & {"--cfg", "--info", "--hydra-help"}
         if not showing:
-            faults += [fault for config in request.runs for fault in compose.check(config, request.unclear)]
+            faults += compose.check_all(request)
         if faults:
             raise refusal(list(dict.fromkeys(faults)))
         if "--hydra-help" in options:

@@ -34,6 +34,7 @@ from xtransplant import catalogue, families, models, selection
 from xtransplant.checks import (
     did_you_mean,
     faults_of,
+    idle_settings,
     keys,
     refusal,
     shown,
@@ -188,10 +189,16 @@ def compose(job: str, overrides: Sequence[str] = (), config_dir: str | None = No
     """
     with open_hydra(config_dir) as hydra:
         request = read(hydra, job, overrides)
-    faults = [*request.faults, *(fault for config in request.runs for fault in check(config, request.unclear))]
+    faults = [*request.faults, *check_all(request)]
     if faults:
         raise refusal(faults)
     return request.runs[0]
+
+
+def check_all(request: Request) -> list[str]:
+    """Every fault of the values of a request's runs, and of all of them together."""
+    faults = [fault for config in request.runs for fault in check(config, request.unclear)]
+    return faults + idle_settings(request.runs, request.unclear)
 
 
 def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:

@@ -250,6 +250,10 @@ class EvaluateConfig:
     output_dir: str = field(default="outputs", metadata=_OUTPUT_DIR)
     overwrite: bool = field(default=False, metadata=_OVERWRITE)
 
+    @property
+    def is_vanilla(self) -> bool:
+        return self.transplant.layers is None and self.selection is None
+
 
 @dataclass
 class GridConfig:
@@ -359,7 +363,12 @@ _NOT_IN_HASH = (
 
 
 def to_dict(config: JobConfig, num_layers: int | None = None) -> dict[str, Any]:
-    """Plain values, enums by their value. With the model's number of layers, layers are indices from 0."""
+    """Plain values, enums by their value. With the model's number of layers, layers are indices from 0.
+
+    Of a vanilla run's transplant the defaults, whatever its sweep says of the others: so it can be run again alone.
+    """
+    if isinstance(config, EvaluateConfig) and config.is_vanilla:
+        config = dataclasses.replace(config, transplant=TransplantConfig())
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=lambda value: value.value))
     if num_layers is None:
         return plain

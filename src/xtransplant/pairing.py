@@ -62,7 +62,7 @@ class Sources:
     @classmethod
     def of(cls, config: TaskJob) -> Sources:
         """What a job's config asks for; the vanilla model reads none of them."""
-        vanilla = isinstance(config, EvaluateConfig) and config.transplant.layers is None and config.selection is None
+        vanilla = isinstance(config, EvaluateConfig) and config.is_vanilla
         return cls(
             Control.none if vanilla else config.transplant.control,
             () if vanilla else tuple(config.transplant.mean_over),

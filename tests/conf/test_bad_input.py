@@ -167,6 +167,17 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
         "evaluate task=klar language_pair=en-tr task.source_tasks=[klar_es] transplant.mean_over=[fr]",
         ("averaged with themselves", "{lang}"),
     ),
+    (
+        "evaluate limit=2 transplant.mode=add",
+        ("error: transplant.mode=add has no effect without transplant.layers; give e.g. transplant.layers=[last,first]",),
+    ),
+    ("evaluate transplant.control=zero", ("error: transplant.control=zero has no effect without transplant.layers",)),
+    (
+        "evaluate transplant.match_norm=true transplant.positions=2",
+        ("error: transplant.match_norm=true, transplant.positions=2 have no effect",),
+    ),
+    ("evaluate transplant=attn transplant.layers=null transplant.site=branch", ("transplant.site=branch has no",)),
+    ("evaluate -m transplant.mode=replace,add,interpolate", ("error: transplant.mode=add has no effect",)),
     ("doctor transplant.positions=0", ("transplant.positions=0", "1 or more")),
     ("doctor transplant.positions=abc", ("transplant.positions=abc", "1 or more")),
     (

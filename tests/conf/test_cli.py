@@ -267,6 +267,28 @@ def test_what_the_command_line_gives_takes_an_axis_place() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("given", "runs"),
+    [
+        (["transplant.layers=null,[13,2]", "transplant.component=ffn,attn", "transplant.mode=add"], 4),
+        (["transplant.component=ffn,attn"], 2),
+        (["transplant=vanilla,attn", "transplant.control=noise"], 2),
+        (["experiment=mine"], 2),
+    ],
+)
+def test_one_run_of_a_sweep_may_be_vanilla(
+    given: list[str], runs: int, ran: list[Any], write: Callable[[str, str], None]
+) -> None:
+    params = "hydra: {sweeper: {params: {transplant.layers: 'null,[13,2]'}}}\n"
+    write("experiment/mine.yaml", f"# @package _global_\ntransplant: {{mode: add}}\n{params}")
+    assert cli.main(["evaluate", "-m", "-cd", "mine", *given]) == 0
+    assert len(ran) == runs
+    assert any(each.is_vanilla for each in ran)
+    # Its record is of the vanilla model alone.
+    vanilla = next(each for each in ran if each.is_vanilla)
+    assert to_dict(vanilla)["transplant"] == to_dict(evaluate_config())["transplant"]
+
+
 def test_an_experiment_is_done_by_hydras_sweeper(ran: list[Any]) -> None:
     given = ["experiment=embedded/interventions", "transplant.match_norm=true", "transplant.strength=0.5,1"]
     assert cli.main(["evaluate", "-m", *given]) == 0
@@ -465,7 +487,9 @@ def test_layers_are_the_same_however_they_are_named() -> None:
 
 
 def test_vanilla_is_one_whatever_is_not_transplanted() -> None:
-    one = evaluate_config("transplant.component=attn", "transplant.site=branch")
+    one = evaluate_config("transplant.component=attn")
+    one.transplant.site = config.Site.branch
+    assert to_dict(one) == to_dict(evaluate_config())
     assert config_hash(one) == config_hash(evaluate_config())
     assert run_name(one) == "gemma3_270m-cldr-en-de-vanilla"
 
