@@ -64,7 +64,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # and most of the time on a shared one.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        return _main(list(sys.argv[1:] if arguments is None else arguments))
+        try:
+            return _answered(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        try:
+            print(flush=True)  # was it this one?
+        except BrokenPipeError:
+            # Whoever reads has enough, e.g. `head`. What is left must not be written at the exit either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        raise  # of another pipe
+
+
+def _answered(arguments: list[str]) -> int:
+    try:
+        return _main(arguments)
     except XTransplantError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -166,11 +182,7 @@ def _list(arguments: Sequence[str]) -> int:
         group = kind.removesuffix("s")
         print(f"There are no {kind}. Yours: {group}/<name>.yaml in a folder given as --config-dir.", file=sys.stderr)
         return 0
-    try:
-        print("\n".join(catalogue.lines(found)), flush=True)
-    except BrokenPipeError:
-        # Whoever reads has enough, e.g. `head`. What is left must not be written at the exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print("\n".join(catalogue.lines(found)))
     return 0
 
 

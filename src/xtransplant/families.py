@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from xtransplant.catalogue import languages_meant
 from xtransplant.config import EmptyPrompt, LanguagePairConfig, TaskConfig
 from xtransplant.types import XTransplantError
@@ -202,6 +204,8 @@ class Loader:
         except XTransplantError:
             raise
         except Exception as error:
+            if name not in manager.task_index:  # the harness passes over a file that it cannot read
+                raise XTransplantError(_unreadable(self._folder_of[name], name)) from error
             raise XTransplantError(
                 f"Task {name} could not be loaded: {type(error).__name__}: {str(error).strip()[:500]}. Its data comes "
                 f"from {_origin(manager, name)}: check the network (or HF_HUB_OFFLINE), or give a folder that has it "
@@ -217,6 +221,25 @@ class Loader:
             metadata = {"data_dir": data} if data is not None else None
             self._managers[folder] = TaskManager(include_path=str(folder), include_defaults=False, metadata=metadata)
         return self._managers[folder]
+
+
+def _unreadable(folder: Path, name: str) -> str:
+    """Why the harness does not have a task that a file in the folder names."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    for path in sorted(folder.glob("*.yaml")):
+        if name not in (task.decode() for _, task in _TASK_NAME.findall(path.read_bytes())):
+            continue
+        try:
+            load_yaml(path, resolve_func=False)
+        except yaml.MarkedYAMLError as error:
+            # The mark's file may be one that this one includes.
+            mark = error.problem_mark
+            place = f"{path} is not YAML" if mark is None else f"{mark.name} is not YAML, line {mark.line + 1}"
+            return f"{place}: {error.problem}. Mend the file."
+        except Exception as error:
+            return f"{path} cannot be read: {error}. Mend the file."
+    return f"Task {name} is no task of its own in {folder}. Give it a file of its own, with `task: {name}` at the top."
 
 
 def _origin(manager: Any, name: str) -> str:

@@ -262,17 +262,15 @@ def test_a_list_is_quick_and_loads_nothing_heavy(kind: str) -> None:
     assert min(float(seconds) for seconds, *_ in said) < 1
 
 
-def test_a_reader_may_have_enough() -> None:
+@pytest.mark.parametrize("line", ["list languages", "list tasks -h", "grid --help", "--help", "lm-eval ls --help"])
+def test_a_reader_may_have_enough(line: str) -> None:
     """As `xtransplant list languages | true`: the pipe is closed before anything is written."""
-    listing = subprocess.Popen(
-        [sys.executable, "-m", "xtransplant.cli", "list", "languages"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    said = subprocess.Popen(
+        [sys.executable, "-m", "xtransplant.cli", *line.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert listing.stdout is not None and listing.stderr is not None
-    listing.stdout.close()
-    said = listing.stderr.read()
-    listing.stderr.close()
-    assert listing.wait() == 0
-    assert said == ""
+    assert said.stdout is not None and said.stderr is not None
+    said.stdout.close()
+    errors = said.stderr.read()
+    said.stderr.close()
+    assert said.wait() == 0
+    assert errors == b""

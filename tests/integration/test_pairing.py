@@ -285,3 +285,17 @@ def test_labels_have_to_agree_in_the_half_that_is_evaluated(tmp_path: Path) -> N
     for split in (Split.unseen, Split.all):
         with pytest.raises(pairing.AlignmentError, match="the gold label agrees in"):
             pairing.load(given, PAIR, split, None)
+
+
+def test_a_task_file_that_is_not_yaml(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path / "tasks")
+    (folder / "antonyms.yaml").write_text("task: antonyms\ntest_split: [test\ndoc_to_text: x\n", encoding="utf-8")
+    (folder / "synonyms.yaml").write_text("task: synonyms\ninclude: nowhere\n", encoding="utf-8")
+    (folder / "riddles.yaml").write_text("task: riddles\ninclude: antonyms.yaml\n", encoding="utf-8")
+    for name, said in (
+        ("antonyms", r"tasks/antonyms\.yaml is not YAML, line \d: .*Mend the file\.$"),
+        ("riddles", r"tasks/antonyms\.yaml is not YAML, line \d"),
+        ("synonyms", r"tasks/synonyms\.yaml cannot be read: .*nowhere"),
+    ):
+        with pytest.raises(XTransplantError, match=said):
+            load(folder, tasks=[name])
