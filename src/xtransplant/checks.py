@@ -143,7 +143,8 @@ def _sections(known: Collection[str]) -> list[str]:
 
 # Keys that are looked for in the wrong job, with what to do.
 _ELSEWHERE: dict[tuple[type[JobConfig], str], str] = {
-    (GridConfig, "transplant.layers"): "A grid's layer pairs are grid.pairs, e.g. 'grid.pairs=[[13,2]]'. "
+    (GridConfig, "transplant.layers"): "A grid's layer pairs are grid.pairs, e.g. 'grid.pairs=[[13,2]]'. ",
+    (GridConfig, "prompt"): "prompt is a key of evaluate: a grid asks the target prompt. ",
 }
 
 
@@ -348,24 +349,34 @@ def _intervention_checks(config: TaskJob | DoctorConfig) -> dict[str, tuple[bool
             "transplant.control": (given.control is Control.none, "none: doctor reads its source prompt"),
             "transplant.mean_over": (not given.mean_over, "[]: doctor reads its source prompt"),
         }
-    languages = config.task.languages
-    others = {config.language_pair.source, *given.mean_over}
+    idle = given.control is Control.zero and (given.match_norm or given.mode is Mode.add)
     both = isinstance(config, EvaluateConfig) and config.prompt is PromptLanguages.both
+    wrong = _wrong_languages(config)
     return checks | {
         "transplant.control": (
-            (given.control is not Control.zero or (not given.match_norm and given.mode is not Mode.add))
-            and not (both and given.control is Control.random_document),
-            "zero only with transplant.mode=replace or interpolate and without match_norm: else nothing would change; "
-            "random_document only with prompt=target",
+            not idle and not (both and given.control is Control.random_document),
+            "zero only with transplant.mode=replace or interpolate and without match_norm: else nothing would change"
+            if idle
+            else "random_document only with prompt=target",
         ),
-        "transplant.mean_over": (
-            len(others) == 1 + len(given.mean_over)
-            and (not languages or all(each in languages for each in given.mean_over))
-            and not (given.mean_over and given.control is Control.self),
-            "different languages of the task, the pair's source not among them; none with transplant.control=self"
-            + (f". It has: {', '.join(sorted(languages))}" if languages else ""),
-        ),
+        "transplant.mean_over": (not wrong, "; ".join(wrong)),
     }
+
+
+def _wrong_languages(config: TaskJob) -> list[str]:
+    """What `transplant.mean_over` would have to be, where it is not so."""
+    given, languages = config.transplant.mean_over, config.task.languages
+    unknown = [each for each in given if languages and each not in languages]
+    wrong = []
+    if given and config.transplant.control is Control.self:
+        wrong.append("none with transplant.control=self")
+    if len(set(given)) < len(given) or config.language_pair.source in given:
+        wrong.append(f"different languages, the pair's source ({config.language_pair.source}) not among them")
+    if unknown:
+        wrong.append(
+            f"languages of the task, not {', '.join(unknown)}. {config.task.name} has: {', '.join(sorted(languages))}"
+        )
+    return wrong
 
 
 def _wrong_values(config: JobConfig, checks: Mapping[str, tuple[bool, str]], unclear: Collection[str]) -> list[str]:

@@ -346,10 +346,9 @@ class _Reader:
         if key == "language_pair":
             meant = catalogue.pair_meant(str(value))
             hint = f"Did you mean {meant}? " if meant is not None else ""
-        return [
-            f"{key}={shown(value)}: there is no such {key}. {hint}"
-            f"Choices: {', '.join(choices)}. {_OTHER_CHOICES.get(key, '')}".rstrip()
-        ]
+        # Of language pairs, the choices are endless: the rule says more than the one that is a file.
+        known = "" if key == "language_pair" else f"Choices: {', '.join(choices)}. "
+        return [f"{key}={shown(value)}: there is no such {key}. {hint}{known}{_OTHER_CHOICES.get(key, '')}".rstrip()]
 
     def _unreadable(self, line: str, why: str) -> str:
         key, equals, value = line.partition("=")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
@@ -137,6 +138,12 @@ def check(task: TaskConfig, pair: LanguagePairConfig, mean_over: Sequence[str] =
     key_of_source = "task.tasks" if task.source_tasks is None else "task.source_tasks"
     asked = dict.fromkeys(targets, "task.tasks")
     asked |= {name: key_of_source for name in sources if name not in asked}
+    missing = [name for name in asked if name not in known]
+    directions = _directions(task, known) if missing else []
+    if directions and (pair.source, pair.target) not in directions:
+        return [_no_direction(task, pair, directions)]
+    # Of these, too, `checks` says so.
+    mean_over = [each for each in mean_over if each != pair.source and each in (task.languages or mean_over)]
     for language in mean_over:
         further = task_names(task, replace(pair, source=language))
         asked |= {source: "transplant.mean_over" for _, source in further if source not in asked}
@@ -163,6 +170,30 @@ def check(task: TaskConfig, pair: LanguagePairConfig, mean_over: Sequence[str] =
                 if not path.is_file():
                     faults.append(f"task.data_dir={task.data_dir}: it has no file {path.relative_to(task.data_dir)}.")
     return faults
+
+
+def _directions(task: TaskConfig, known: Collection[str]) -> list[tuple[str, str]]:
+    """The language pairs that have both sides of every task, of all pairs of different languages."""
+    pairs = [LanguagePairConfig(*codes) for codes in itertools.permutations(task.languages, 2)]
+    return [
+        (pair.source, pair.target)
+        for pair in pairs
+        if all(name in known for names in task_names(task, pair) for name in names)
+    ]
+
+
+def _no_direction(task: TaskConfig, pair: LanguagePairConfig, directions: Sequence[tuple[str, str]]) -> str:
+    sources, targets = ({codes[side] for codes in directions} for side in (0, 1))
+    if len(sources) == 1:
+        way = f" goes from {min(sources)} only"
+    elif len(targets) == 1:
+        way = f" goes into {min(targets)} only"
+    else:
+        way = " does not go that way"
+    turned = (pair.target, pair.source)
+    near = [codes for codes in directions if codes[0] == pair.source or codes[1] == pair.target]
+    source, target = turned if turned in directions else (near or directions)[0]
+    return f"language_pair={pair.source}-{pair.target}: {task.name}{way}: e.g. {source}-{target}."
 
 
 def data_dir(task: TaskConfig) -> str | None:
