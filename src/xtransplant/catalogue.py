@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ KINDS = {
     "models": "name for model=, path, licence",
     "tasks": "name for task=, what it is, number of languages",
     "languages": "code for language_pair=<source>-<target>, name, the tasks that have it",
-    "experiments": "name for experiment=, what it is",
+    "experiments": "name for experiment=, what it is, the job it is for first, number of runs with -m, what it needs",
 }
 
 # libyaml's, where PyYAML was built with it, is eight times as fast.
@@ -90,8 +91,40 @@ def entries(kind: str, config_dir: str | None = None) -> list[Entry]:
             count = f"{len(languages)} languages" if languages else "any language"
             found.append(Entry((name, f"{about} ({count})".lstrip()), tuple(map(str, languages))))
         else:
-            found.append(Entry((name, about)))
+            facts = ", ".join(_facts(name, path, _content(name, choices), config_dir))
+            found.append(Entry((name, f"{about} ({facts})")))
     return found
+
+
+def jobs_of(experiment: str, path: Path) -> dict[str, str]:
+    """The jobs that the comment at an experiment's top has a command for, the first first -> the command."""
+    found: dict[str, str] = {}
+    for line in _head(path):
+        command = re.match(rf"xtransplant (\w+) .*experiment={re.escape(experiment)}(?=\s|$)", line)
+        if command is not None:
+            found.setdefault(command[1], line)
+    return found
+
+
+def _facts(name: str, path: Path, content: Mapping[str, Any], config_dir: str | None) -> list[str]:
+    """The job of an experiment, how many runs its sweep has, and what it needs."""
+    params = ((content.get("hydra") or {}).get("sweeper") or {}).get("params") or {}
+    runs = math.prod(_count(str(values)) for values in params.values())
+    facts = [*list(jobs_of(name, path))[:1], f"{runs} run{'s' if runs != 1 else ''}"]
+    needs = re.search(r"\b[Nn]eeds (.+?)\.(?=\s|$)", " ".join(_head(path)))
+    facts += [f"needs {needs[1]}"] if needs is not None else []
+    models = choices_of("model", config_dir)
+    overrides = [each for each in content.get("defaults") or [] if isinstance(each, dict)]
+    named = str(params.get("model", "")).split(",") + [str(each.get("override /model")) for each in overrides]
+    gated = [each for each in dict.fromkeys(named) if "gated" in str(_content(each, models).get("licence"))]
+    return facts + ([f"{', '.join(gated)} gated"] if gated else [])
+
+
+def _count(values: str) -> int:
+    """How many a comma separates; those within brackets do not."""
+    while (inner := re.sub(r"\[[^\[\]]*\]", "", values)) != values:
+        values = inner
+    return values.count(",") + 1
 
 
 def search(given: Sequence[Entry], words: Sequence[str]) -> list[Entry]:
@@ -151,7 +184,7 @@ def _content(name: str, choices: Mapping[str, Path], below: Collection[str] = ()
     if not isinstance(content, dict):
         return {}
     merged: dict[str, Any] = {}
-    for each in content.pop("defaults", None) or []:
+    for each in content.get("defaults") or []:
         if isinstance(each, str) and each != "_self_":
             merged |= _content(each.rpartition("/")[2], choices, (*below, name))
     return merged | content
@@ -159,14 +192,18 @@ def _content(name: str, choices: Mapping[str, Path], below: Collection[str] = ()
 
 def _description(path: Path) -> str:
     """The first sentence of the comment at the top, commands and Hydra's own lines left out."""
+    said = [text for text in _head(path) if not text.startswith(("xtransplant ", "@"))]
+    return _SENTENCE_END.split(" ".join(filter(None, said)), maxsplit=1)[0].rstrip(":")
+
+
+def _head(path: Path) -> list[str]:
+    """The lines of the comment at the top."""
     said = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if line.strip() and not line.startswith("#"):
             break
-        text = line.removeprefix("#").strip()
-        if not text.startswith(("xtransplant ", "@")):
-            said.append(text)
-    return _SENTENCE_END.split(" ".join(filter(None, said)), maxsplit=1)[0].rstrip(":")
+        said.append(line.removeprefix("#").strip())
+    return said
 
 
 # --- Languages -------------------------------------------------------------------------------------------------------

@@ -264,7 +264,8 @@ def idle_settings(configs: Sequence[JobConfig], unclear: Collection[str] = ()) -
     if "transplant" in unclear or "transplant.layers" in unclear or not all(config.is_vanilla for config in runs):
         return []
     names = [each.name for each in keys(EvaluateConfig) if each.name.startswith("transplant.")]
-    default, given = TransplantConfig(), {}
+    default = TransplantConfig()
+    given: dict[str, str] = {}
     for name in names:
         key = name.partition(".")[2]
         for config in runs:

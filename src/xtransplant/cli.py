@@ -15,7 +15,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Collection, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xtransplant import __version__, catalogue
 from xtransplant.checks import (
@@ -36,6 +36,9 @@ from xtransplant.config import (
     listed,
 )
 from xtransplant.types import XTransplantError
+
+if TYPE_CHECKING:
+    from xtransplant.compose import Request
 
 log = logging.getLogger(__name__)
 
@@ -214,6 +217,8 @@ def _run_job(job: str, options: dict[str, str], overrides: list[str]) -> int:
             hydra.show_info(options["--info"] or "all", config_name, request.overrides)
         elif "--cfg" in options:
             package = options.get("--package")
+            if multirun:
+                print(_plan(request), file=sys.stderr)
             hydra.show_cfg(config_name, request.common, options["--cfg"], package, "--resolve" in options)
         elif multirun:
             return _sweep(job, hydra, config_name, request.swept, len(request.runs))
@@ -223,6 +228,18 @@ def _run_job(job: str, options: dict[str, str], overrides: list[str]) -> int:
                 log.info("One run of the experiment, which sweeps over %s: -m for all.", ", ".join(request.axes))
             run(request.runs[0])
     return 0
+
+
+def _plan(request: Request) -> str:
+    """What a sweep would run, beside the config that its runs have in common."""
+    given = [each for each in request.overrides if each not in request.common]
+    axes = [*given, *(f"{key}={values}" for key, values in request.axes.items())]
+    return "\n".join(
+        [
+            f"# {len(request.runs)} runs, all combinations of these; the config that they share is below",
+            *(f"#   {a}" for a in axes),
+        ]
+    )
 
 
 def run(config: JobConfig) -> None:

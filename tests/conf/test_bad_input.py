@@ -169,9 +169,7 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     ),
     (
         "evaluate limit=2 transplant.mode=add",
-        (
-            "error: transplant.mode=add has no effect without transplant.layers; give e.g. transplant.layers=[last,first]",
-        ),
+        ("error: transplant.mode=add has no effect without transplant.layers; give e.g. transplant.layers=",),
     ),
     ("evaluate transplant.control=zero", ("error: transplant.control=zero has no effect without transplant.layers",)),
     (
@@ -198,6 +196,13 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
         ("transplant.control=zero", "mean_over=[de]"),
     ),
     ("evaluate -m experiment=paper_v2/xcopa,paper_v2/xnli", ("one experiment at a time",)),
+    ("grid -m experiment=paper_v2/xcopa", ("error: experiment=paper_v2/xcopa is for evaluate, not grid.",)),
+    ("select -m experiment=paper_v2/xcopa grid=.", ("error: experiment=paper_v2/xcopa is for evaluate, not select.",)),
+    (
+        "evaluate -m +experiment=embedded/languages",
+        ("error: experiment=embedded/languages is for grid, not evaluate.",),
+    ),
+    ("evaluate -m experiment=paper_v1/xcopa", ("is for grid first", "split=unseen 'selection=outputs/paper_v1_xcopa")),
     ("evaluate prompt=source", ("prompt=source", "target or both")),
     ("evaluate prompt=both task.apply_chat_template=true", ("prompt=both", "two chats")),
     ("grid grid.pairs=some", ("grid.pairs='some'", "source_last", "[[17,0],[13,2]]")),

@@ -165,11 +165,22 @@ def test_experiments_in_folders(listed: Listed, write: Callable[[str, str], None
         write(f"experiment/{name}.yaml", EXPERIMENT.format(about=about, name=name))
     assert {"okapi", "herd/gnu", "herd/kudu"} <= set(names(listed("experiments -cd mine")))
     assert [re.split("  +", line) for line in listed("experiments -cd mine zebra")] == [
-        ["herd/gnu", "Its herd: ZEBRAS"],
-        ["herd/kudu", "Zebra"],
-        ["okapi", "A zebra"],
+        ["herd/gnu", "Its herd: ZEBRAS (evaluate, 1 run)"],
+        ["herd/kudu", "Zebra (evaluate, 1 run)"],
+        ["okapi", "A zebra (evaluate, 1 run)"],
     ]
     assert names(listed("experiments -cd mine herd zebras")) == ["herd/gnu"]
+
+
+def test_line_of_an_experiment(listed: Listed, write: Callable[[str, str], None]) -> None:
+    """The job of its first command, the runs of its sweep, and what it needs."""
+    found = {line.split()[0]: line for line in listed("experiments")}
+    assert found["paper_v2/xcopa"].endswith("(evaluate, 54 runs, llama2_7b_chat gated)")
+    assert found["paper_v1/xcopa"].endswith("(grid, 33 runs, llama2_7b_chat gated)")
+    assert found["embedded/mgsm"].endswith("(evaluate, 8 runs, needs the data folder (XTRANSPLANT_DATA))")
+    params = "hydra: {sweeper: {params: {transplant.layers: 'null,[13,2],[[0,6],[0,7]]', seed: '1,2', limit: 3}}}\n"
+    write("experiment/mine.yaml", f"# Zebras. Needs a zoo.\n{params}")
+    assert re.split("  +", listed("experiments -cd mine zebra")[0]) == ["mine", "Zebras (6 runs, needs a zoo)"]
 
 
 def test_no_experiments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
