@@ -313,7 +313,6 @@ _AnyTag.add_multi_constructor("!", lambda *_: None)
 
 def _fault_in_yaml(entry: Any, files: dict[str, Path], error: Exception) -> str | None:
     """What to mend in a task's YAML, for some errors of the harness's that do not say it."""
-    from jinja2 import UndefinedError
     from lm_eval.config.task import TaskConfig as HarnessConfig
 
     settings, path = entry.cfg or {}, entry.yaml_path
@@ -329,7 +328,7 @@ def _fault_in_yaml(entry: Any, files: dict[str, Path], error: Exception) -> str 
                     f"the data has the split {', '.join(files)}, the task's {key} is {settings[key]}. Give both the "
                     f"same name, in {path} or in task.data_files."
                 )
-    undefined = re.match(r"'(\w+)' is undefined", str(error)) if isinstance(error, UndefinedError) else None
+    undefined = re.match(r"'(\w+)' is undefined", str(error))  # jinja2's UndefinedError
     if undefined is not None:
         using = [key for key, value in settings.items() if isinstance(value, str) and undefined[1] in value]
         said = f"{path}: {', '.join(using) or 'a template'}: the documents have no field {undefined[1]}"

@@ -583,6 +583,7 @@ def line_of(family: str) -> str:
     shown = [settings(name) for name in names(family, *pairs(family)[0])[::2]]
     requests = sorted({str(each["output_type"]) for each in shown})
     shots = sorted({int(each.get("num_fewshot") or 0) for each in shown})
+    assert requests == [conf["requests"]], "what `xtransplant list tasks` says"
     gold = conf.get("gold")
     cells = [
         f"[{family}](../conf/task/{family}.yaml)", languages, direction(family), f"`{conf['key']}`",
