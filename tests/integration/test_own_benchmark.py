@@ -14,7 +14,7 @@ import yaml
 
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.test_readme import commands
-from xtransplant import cli, pairing, record
+from xtransplant import cli, jobs, pairing, record
 from xtransplant.compose import compose
 from xtransplant.config import Split
 from xtransplant.grid import Grid
@@ -62,13 +62,16 @@ def test_its_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.delenv("XTRANSPLANT_DATA", raising=False)
     lines = [shlex.split(line)[1:] for line in commands(PAGE)]
     for arguments in lines:
-        if arguments[0] != "list":
+        if arguments[0] not in ("list", "select"):
             arguments = [*arguments, "model=hf", "model.path=model", "model.name=tiny"]
         assert cli.main(arguments) == 0
         if arguments[0] == "list":
             assert capsys.readouterr().out == "riddles  Riddles with three answers (2 languages)\n"
 
-    runs = {(run.manifest["condition"], *run.manifest["tasks"]): run for run in record.find_runs(["outputs/evaluate"])}
+    found = record.find_runs(["outputs/evaluate"])
+    (chosen,) = [run for run in found if run.manifest["language_pair"] == "de-en"]
+    assert chosen.manifest["condition"].startswith("overall") and chosen.manifest["tasks"]["riddles"]["documents"] == 2
+    runs = {(run.manifest["condition"], *run.manifest["tasks"]): run for run in found if run is not chosen}
     prompts = {
         ("vanilla", "riddles"): "{}\n-",
         ("ffn 3>0", "riddles"): "{}\n-",
@@ -89,7 +92,7 @@ def test_its_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
             assert row["source_prompts"] == [f"{english['question']}\n-"]
 
     (grid,) = Path("outputs/grid").glob("tiny-riddles-de-en-*/grid.npz")
-    assert Grid.load(grid).scores[0].shape == (6, 4)
+    assert Grid.load(grid).scores[0].shape == (4, 4)
 
 
 def test_a_language_without_data_is_refused(
@@ -102,6 +105,30 @@ def test_a_language_without_data_is_refused(
     assert "task riddles has no such language" in capsys.readouterr().err
     assert cli.main([*line, "language_pair=en-fr", "task.languages.fr=fr"]) == 2
     assert "it has no file riddles/fr.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "riddles (de): 6 documents, sources from riddles (en)"),
+        (["task.tasks=[riddles_de]", "task.source_tasks=[riddles]"], "riddles_de: 6 documents, sources from riddles"),
+        (["language_pair=en-es"], "riddles (es): 5 documents, sources from riddles (en); 5 of the 6 documents of the "
+                                  "source side have a counterpart"),
+        (["language_pair=es-en", "task.unmatched=drop", "limit=2"], "riddles (en): 2 documents, sources from riddles "
+                                  "(es); 5 of the 6 documents of the target side have a counterpart"),
+    ],
+)  # fmt: skip
+def test_the_log_names_both_sides(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, overrides: list[str], said: str
+) -> None:
+    monkeypatch.chdir(folder)
+    rows = [dict(row, question=f"¿{row['question']}") for row in DOCUMENTS["en"][1:]]
+    Path("my-data/riddles/es.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    base = ["task=riddles", "language_pair=en-de", "task.languages.es=es"]
+    given: Any = compose("evaluate", [*base, *overrides], "my-conf")
+    caplog.set_level("INFO", "xtransplant")
+    jobs.load_pairs(given)
+    assert [each.message for each in caplog.records if each.name == "xtransplant.jobs"] == [said]
 
 
 YAML_FILE, DATA_FILE = "my-tasks/riddles.yaml", "my-data/riddles/de.jsonl"
