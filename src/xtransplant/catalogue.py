@@ -5,6 +5,7 @@ Read from the YAML files as they are. Composing each of them with Hydra would ta
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import math
@@ -18,15 +19,24 @@ from typing import Any
 import yaml
 
 from xtransplant.checks import near
+from xtransplant.config import TaskConfig
 from xtransplant.types import XTransplantError
 
 # What can be listed -> what a line of the list holds.
 KINDS = {
     "models": "name for model=, path, licence",
-    "tasks": "name for task=, what it is, number of languages",
+    "tasks": "name for task=, what it is, number of languages, how an answer is got",
     "languages": "code for language_pair=<source>-<target>, name, the tasks that have it",
     "experiments": "name for experiment=, what it is, the job it is for first, number of runs with -m, what it needs",
 }
+
+# The output_type of lm-eval's that a family's file names -> in words.
+REQUESTS = {
+    "multiple_choice": "multiple choice by likelihood",
+    "loglikelihood": "likelihood",
+    "generate_until": "generate",
+}
+_TASK_KEYS = {each.name for each in dataclasses.fields(TaskConfig)}
 
 # libyaml's, where PyYAML was built with it, is eight times as fast.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -49,13 +59,26 @@ def config_folder(config_dir: str) -> Path:
     """The folder of the user's own files.
 
     Raises:
-        XTransplantError: it does not exist.
+        XTransplantError: it does not exist, or has a task's or a model's file outside task/ and model/.
     """
     folder = Path(config_dir).absolute()
     if not folder.is_dir():
         raise XTransplantError(
             f"--config-dir {config_dir}: no such folder. Give one with files such as model/<name>.yaml."
         )
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            content = yaml.load(path.read_text(encoding="utf-8"), _LOADER)
+        except (yaml.YAMLError, UnicodeDecodeError):
+            continue
+        # A file of defaults, for --config-name, has sections in place of these.
+        group = "task" if isinstance(content, dict) and "tasks" in content else None
+        group = "model" if isinstance(content, dict) and {"name", "path"} <= content.keys() else group
+        if group is not None:
+            given = Path(config_dir)
+            raise XTransplantError(
+                f"--config-dir {config_dir}: found {given / path.name}: it should be {given / group / path.name}."
+            )
     return folder
 
 
@@ -87,12 +110,17 @@ def entries(kind: str, config_dir: str | None = None) -> list[Entry]:
             where = str(content.get("path", "???")).replace("???", "model.path=…")
             found.append(Entry((name, where, str(content.get("licence") or about))))
         elif kind == "tasks":
-            languages = _content(name, choices).get("languages") or {}
-            count = f"{len(languages)} languages" if languages else "any language"
-            found.append(Entry((name, f"{about} ({count})".lstrip()), tuple(map(str, languages))))
+            content = _content(name, choices)
+            languages = content.get("languages") or {}
+            facts = [f"{len(languages)} languages" if languages else "any language"]
+            if content.get("requests") is not None:
+                facts.append(REQUESTS.get(content["requests"], str(content["requests"])))
+            unknown = sorted(map(str, content.keys() - _TASK_KEYS - {"defaults"}))
+            facts += [f"to be mended: there is no key {', '.join(unknown)}"] if unknown else []
+            found.append(Entry((name, f"{about} ({'; '.join(facts)})".lstrip()), tuple(map(str, languages))))
         else:
-            facts = ", ".join(_facts(name, path, _content(name, choices), config_dir))
-            found.append(Entry((name, f"{about} ({facts})")))
+            of_it = ", ".join(_facts(name, path, _content(name, choices), config_dir))
+            found.append(Entry((name, f"{about} ({of_it})")))
     return found
 
 

@@ -98,6 +98,9 @@ class TaskConfig:
         default=None, metadata={"help": "document field that says sample or unseen; null: by a hash of the key"}
     )
     documents: str | None = field(default=None, metadata={"help": "how many in each language; shown only"})
+    requests: str | None = field(
+        default=None, metadata={"help": "lm-eval's output_type of its tasks; shown by `xtransplant list` only"}
+    )
     data_files: dict[str, str] = field(
         default_factory=dict,
         metadata={"help": "local data instead of the hub's: split -> JSON-lines file below data_dir"},
@@ -358,7 +361,7 @@ JOBS: dict[str, type[JobConfig]] = {
 # Where and how a run is done, not what it computes.
 _NOT_IN_HASH = (
     *("output_dir", "overwrite", "batch_size", "grid.memory", "selection"),
-    *("task.data_dir", "task.documents", "model.device", "model.device_map"),
+    *("task.data_dir", "task.documents", "task.requests", "model.device", "model.device_map"),
 )
 
 

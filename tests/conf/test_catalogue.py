@@ -56,9 +56,11 @@ def test_every_choice_has_a_line(kind: str) -> None:
 
 def test_line_of_a_task(listed: Listed) -> None:
     found = {line.split()[0]: line for line in listed("tasks")}
-    about = "Facts of the Unicode CLDR, from the package Babel: the currency of a country (16 languages)"
+    about = "Facts of the Unicode CLDR, from the package Babel: the currency of a country"
+    about += " (16 languages; multiple choice by likelihood)"
     assert re.split("  +", found["cldr_currency"]) == ["cldr_currency", about]
     assert found["custom"].endswith("(any language)")
+    assert found["mgsm"].endswith("(11 languages; generate)")
 
 
 def test_line_of_a_model(listed: Listed) -> None:
@@ -93,6 +95,10 @@ def test_all_words_must_occur_in_any_case(listed: Listed) -> None:
     assert {"paper_xnli", "paper_xnli_mc"} <= set(names(listed("tasks XNLI")))
     assert "paper_xnli" not in names(listed("tasks xnli likelihood"))
     assert "paper_xnli_mc" in names(listed("tasks likelihood xnli"))
+    by_likelihood = set(names(listed("tasks swahili likelihood")))
+    assert {"belebele", "cldr_language", "xcopa", "afrixnli"} <= by_likelihood
+    assert set(names(listed("tasks swahili multiple choice"))) == by_likelihood
+    assert "mgsm" in set(names(listed("tasks swahili generate"))) - by_likelihood
 
 
 def test_a_code_is_a_word_of_its_own(listed: Listed) -> None:
@@ -152,6 +158,23 @@ def test_a_file_that_is_not_yaml(write: Callable[[str, str], None], capsys: pyte
     write("task/broken.yaml", "name: [\n")
     assert cli.main(["list", "languages", "-cd", "mine"]) == 2
     assert "mine/task/broken.yaml: not YAML" in capsys.readouterr().err
+
+
+def test_a_file_of_tasks_beside_its_folder(
+    write: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("mine.yaml", "defaults: [evaluate, _self_]\nlimit: 3\n")  # for --config-name
+    assert cli.main(["list", "tasks", "-cd", "mine"]) == 0
+    write("riddles.yaml", "name: riddles\ntasks: [riddles]\nkey: id\n")
+    for line in (["list", "tasks", "-cd", "mine"], ["evaluate", "-cd", "mine", "task=riddles"]):
+        assert cli.main(line) == 2
+        said = capsys.readouterr().err
+        assert "--config-dir mine: found mine/riddles.yaml: it should be mine/task/riddles.yaml." in said
+
+
+def test_a_wrong_key_is_seen_in_the_list(listed: Listed, write: Callable[[str, str], None]) -> None:
+    write("task/mine.yaml", "# Riddles.\nname: mine\ntasks: [mine]\nkey: id\ngoald: label\n")
+    assert listed("tasks -cd mine riddles") == ["mine  Riddles (any language; to be mended: there is no key goald)"]
 
 
 EXPERIMENT = "# @package _global_\n# {about}\n# xtransplant evaluate experiment={name}\ndefaults: []\nlimit: 3\n"
