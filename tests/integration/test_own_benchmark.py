@@ -149,7 +149,7 @@ YAML_FILE, DATA_FILE = "my-tasks/riddles.yaml", "my-data/riddles/de.jsonl"
          "the data has the split train, the task's test_split is test."),
         (YAML_FILE, "doc_to_choice", "doc_to_choise", [],
          f"{YAML_FILE}, or what it includes: doc_to_choise: lm-eval has no such key (did you mean doc_to_choice, "),
-        (YAML_FILE, "output_type: m", "output_type m", [], f"{YAML_FILE}: not YAML: "),
+        (YAML_FILE, "output_type: m", "output_type m", [], f"{YAML_FILE} is not YAML, line 4: "),
         (YAML_FILE, "multiple_choice", "multiple_choise", [], "Mend its YAML, my-tasks/riddles.yaml, or its data, my"),
         (YAML_FILE, "target: label", "target: lable", [], "doc_to_target gives 'lable'"),
         (YAML_FILE, "", "", ["task.data_dir=null"],
