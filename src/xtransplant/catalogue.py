@@ -5,8 +5,10 @@ Read from the YAML files as they are. Composing each of them with Hydra would ta
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +19,24 @@ from typing import Any
 import yaml
 
 from xtransplant.checks import near
+from xtransplant.config import TaskConfig
 from xtransplant.types import XTransplantError
 
 # What can be listed -> what a line of the list holds.
 KINDS = {
     "models": "name for model=, path, licence",
-    "tasks": "name for task=, what it is, number of languages",
+    "tasks": "name for task=, what it is, number of languages, how an answer is got",
     "languages": "code for language_pair=<source>-<target>, name, the tasks that have it",
-    "experiments": "name for experiment=, what it is",
+    "experiments": "name for experiment=, what it is, the job it is for first, number of runs with -m, what it needs",
 }
+
+# The output_type of lm-eval's that a family's file names -> in words.
+REQUESTS = {
+    "multiple_choice": "multiple choice by likelihood",
+    "loglikelihood": "likelihood",
+    "generate_until": "generate",
+}
+_TASK_KEYS = {each.name for each in dataclasses.fields(TaskConfig)}
 
 # libyaml's, where PyYAML was built with it, is eight times as fast.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -48,13 +59,26 @@ def config_folder(config_dir: str) -> Path:
     """The folder of the user's own files.
 
     Raises:
-        XTransplantError: it does not exist.
+        XTransplantError: it does not exist, or has a task's or a model's file outside task/ and model/.
     """
     folder = Path(config_dir).absolute()
     if not folder.is_dir():
         raise XTransplantError(
             f"--config-dir {config_dir}: no such folder. Give one with files such as model/<name>.yaml."
         )
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            content = yaml.load(path.read_text(encoding="utf-8"), _LOADER)
+        except (yaml.YAMLError, UnicodeDecodeError):
+            continue
+        # A file of defaults, for --config-name, has sections in place of these.
+        group = "task" if isinstance(content, dict) and "tasks" in content else None
+        group = "model" if isinstance(content, dict) and {"name", "path"} <= content.keys() else group
+        if group is not None:
+            given = Path(config_dir)
+            raise XTransplantError(
+                f"--config-dir {config_dir}: found {given / path.name}: it should be {given / group / path.name}."
+            )
     return folder
 
 
@@ -86,12 +110,49 @@ def entries(kind: str, config_dir: str | None = None) -> list[Entry]:
             where = str(content.get("path", "???")).replace("???", "model.path=…")
             found.append(Entry((name, where, str(content.get("licence") or about))))
         elif kind == "tasks":
-            languages = _content(name, choices).get("languages") or {}
-            count = f"{len(languages)} languages" if languages else "any language"
-            found.append(Entry((name, f"{about} ({count})".lstrip()), tuple(map(str, languages))))
+            content = _content(name, choices)
+            languages = content.get("languages") or {}
+            facts = [f"{len(languages)} languages" if languages else "any language"]
+            if content.get("requests") is not None:
+                facts.append(REQUESTS.get(content["requests"], str(content["requests"])))
+            unknown = sorted(map(str, content.keys() - _TASK_KEYS - {"defaults"}))
+            facts += [f"to be mended: there is no key {', '.join(unknown)}"] if unknown else []
+            found.append(Entry((name, f"{about} ({'; '.join(facts)})".lstrip()), tuple(map(str, languages))))
         else:
-            found.append(Entry((name, about)))
+            of_it = ", ".join(_facts(name, path, _content(name, choices), config_dir))
+            found.append(Entry((name, f"{about} ({of_it})")))
     return found
+
+
+def jobs_of(experiment: str, path: Path) -> dict[str, str]:
+    """The jobs that the comment at an experiment's top has a command for, the first first -> the command."""
+    found: dict[str, str] = {}
+    for line in _head(path):
+        command = re.match(rf"xtransplant (\w+) .*experiment={re.escape(experiment)}(?=\s|$)", line)
+        if command is not None:
+            found.setdefault(command[1], line)
+    return found
+
+
+def _facts(name: str, path: Path, content: Mapping[str, Any], config_dir: str | None) -> list[str]:
+    """The job of an experiment, how many runs its sweep has, and what it needs."""
+    params = ((content.get("hydra") or {}).get("sweeper") or {}).get("params") or {}
+    runs = math.prod(_count(str(values)) for values in params.values())
+    facts = [*list(jobs_of(name, path))[:1], f"{runs} run{'s' if runs != 1 else ''}"]
+    needs = re.search(r"\b[Nn]eeds (.+?)\.(?=\s|$)", " ".join(_head(path)))
+    facts += [f"needs {needs[1]}"] if needs is not None else []
+    models = choices_of("model", config_dir)
+    overrides = [each for each in content.get("defaults") or [] if isinstance(each, dict)]
+    named = str(params.get("model", "")).split(",") + [str(each.get("override /model")) for each in overrides]
+    gated = [each for each in dict.fromkeys(named) if "gated" in str(_content(each, models).get("licence"))]
+    return facts + ([f"{', '.join(gated)} gated"] if gated else [])
+
+
+def _count(values: str) -> int:
+    """How many a comma separates; those within brackets do not."""
+    while (inner := re.sub(r"\[[^\[\]]*\]", "", values)) != values:
+        values = inner
+    return values.count(",") + 1
 
 
 def search(given: Sequence[Entry], words: Sequence[str]) -> list[Entry]:
@@ -151,7 +212,7 @@ def _content(name: str, choices: Mapping[str, Path], below: Collection[str] = ()
     if not isinstance(content, dict):
         return {}
     merged: dict[str, Any] = {}
-    for each in content.pop("defaults", None) or []:
+    for each in content.get("defaults") or []:
         if isinstance(each, str) and each != "_self_":
             merged |= _content(each.rpartition("/")[2], choices, (*below, name))
     return merged | content
@@ -159,14 +220,18 @@ def _content(name: str, choices: Mapping[str, Path], below: Collection[str] = ()
 
 def _description(path: Path) -> str:
     """The first sentence of the comment at the top, commands and Hydra's own lines left out."""
+    said = [text for text in _head(path) if not text.startswith(("xtransplant ", "@"))]
+    return _SENTENCE_END.split(" ".join(filter(None, said)), maxsplit=1)[0].rstrip(":")
+
+
+def _head(path: Path) -> list[str]:
+    """The lines of the comment at the top."""
     said = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if line.strip() and not line.startswith("#"):
             break
-        text = line.removeprefix("#").strip()
-        if not text.startswith(("xtransplant ", "@")):
-            said.append(text)
-    return _SENTENCE_END.split(" ".join(filter(None, said)), maxsplit=1)[0].rstrip(":")
+        said.append(line.removeprefix("#").strip())
+    return said
 
 
 # --- Languages -------------------------------------------------------------------------------------------------------

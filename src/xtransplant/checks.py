@@ -36,6 +36,7 @@ from xtransplant.config import (
     SummarizeConfig,
     TaskConfig,
     TaskJob,
+    TransplantConfig,
     listed,
 )
 from xtransplant.types import FIXED, PAPER, STRATEGIES, Component, Control, LayerPair, Mode, XTransplantError
@@ -142,7 +143,8 @@ def _sections(known: Collection[str]) -> list[str]:
 
 # Keys that are looked for in the wrong job, with what to do.
 _ELSEWHERE: dict[tuple[type[JobConfig], str], str] = {
-    (GridConfig, "transplant.layers"): "A grid's layer pairs are grid.pairs, e.g. 'grid.pairs=[[13,2]]'. "
+    (GridConfig, "transplant.layers"): "A grid's layer pairs are grid.pairs, e.g. 'grid.pairs=[[13,2]]'. ",
+    (GridConfig, "prompt"): "prompt is a key of evaluate: a grid asks the target prompt. ",
 }
 
 
@@ -253,6 +255,32 @@ def validate(config: JobConfig, num_layers: int | None = None, unclear: Collecti
     return faults
 
 
+def idle_settings(configs: Sequence[JobConfig], unclear: Collection[str] = ()) -> list[str]:
+    """The fault of settings of a transplant in runs that all are vanilla; of a sweep, one run may be.
+
+    Which component is not transplanted may be said: a sweep over components has its vanilla run, too.
+    """
+    runs = [config for config in configs if isinstance(config, EvaluateConfig)]
+    if "transplant" in unclear or "transplant.layers" in unclear or not all(config.is_vanilla for config in runs):
+        return []
+    names = [each.name for each in keys(EvaluateConfig) if each.name.startswith("transplant.")]
+    default = TransplantConfig()
+    given: dict[str, str] = {}
+    for name in names:
+        key = name.partition(".")[2]
+        for config in runs:
+            value = getattr(config.transplant, key)
+            if key != "component" and not _is_unclear(name, unclear) and value != getattr(default, key):
+                given.setdefault(name, f"{name}={shown(value)}")
+    if not given:
+        return []
+    verb = "has" if len(given) == 1 else "have"
+    return [
+        f"{', '.join(given.values())} {verb} no effect without transplant.layers; give e.g. "
+        "transplant.layers=[last,first]"
+    ]
+
+
 def _is_unclear(name: str, unclear: Collection[str]) -> bool:
     return name in unclear or name.partition(".")[0] in unclear
 
@@ -322,24 +350,34 @@ def _intervention_checks(config: TaskJob | DoctorConfig) -> dict[str, tuple[bool
             "transplant.control": (given.control is Control.none, "none: doctor reads its source prompt"),
             "transplant.mean_over": (not given.mean_over, "[]: doctor reads its source prompt"),
         }
-    languages = config.task.languages
-    others = {config.language_pair.source, *given.mean_over}
+    idle = given.control is Control.zero and (given.match_norm or given.mode is Mode.add)
     both = isinstance(config, EvaluateConfig) and config.prompt is PromptLanguages.both
+    wrong = _wrong_languages(config)
     return checks | {
         "transplant.control": (
-            (given.control is not Control.zero or (not given.match_norm and given.mode is not Mode.add))
-            and not (both and given.control is Control.random_document),
-            "zero only with transplant.mode=replace or interpolate and without match_norm: else nothing would change; "
-            "random_document only with prompt=target",
+            not idle and not (both and given.control is Control.random_document),
+            "zero only with transplant.mode=replace or interpolate and without match_norm: else nothing would change"
+            if idle
+            else "random_document only with prompt=target",
         ),
-        "transplant.mean_over": (
-            len(others) == 1 + len(given.mean_over)
-            and (not languages or all(each in languages for each in given.mean_over))
-            and not (given.mean_over and given.control is Control.self),
-            "different languages of the task, the pair's source not among them; none with transplant.control=self"
-            + (f". It has: {', '.join(sorted(languages))}" if languages else ""),
-        ),
+        "transplant.mean_over": (not wrong, "; ".join(wrong)),
     }
+
+
+def _wrong_languages(config: TaskJob) -> list[str]:
+    """What `transplant.mean_over` would have to be, where it is not so."""
+    given, languages = config.transplant.mean_over, config.task.languages
+    unknown = [each for each in given if languages and each not in languages]
+    wrong = []
+    if given and config.transplant.control is Control.self:
+        wrong.append("none with transplant.control=self")
+    if len(set(given)) < len(given) or config.language_pair.source in given:
+        wrong.append(f"different languages, the pair's source ({config.language_pair.source}) not among them")
+    if unknown:
+        wrong.append(
+            f"languages of the task, not {', '.join(unknown)}. {config.task.name} has: {', '.join(sorted(languages))}"
+        )
+    return wrong
 
 
 def _wrong_values(config: JobConfig, checks: Mapping[str, tuple[bool, str]], unclear: Collection[str]) -> list[str]:

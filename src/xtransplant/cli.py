@@ -14,6 +14,7 @@ from argparse import Namespace
 from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xtransplant import __version__, catalogue, logs, multirun, record
 from xtransplant.checks import (
@@ -34,6 +35,9 @@ from xtransplant.config import (
     listed,
 )
 from xtransplant.types import XTransplantError
+
+if TYPE_CHECKING:
+    from xtransplant.compose import Request
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +68,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _main(given)
+        try:
+            return _answered(given)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        try:
+            print(flush=True)  # was it this one?
+        except BrokenPipeError:
+            # Whoever reads has enough, e.g. `head`. What is left must not be written at the exit either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        raise  # of another pipe
+
+
+def _answered(arguments: list[str]) -> int:
+    try:
+        return _main(arguments)
     except KeyboardInterrupt:
-        print(f"interrupted. {multirun.goes_on(given)}", file=sys.stderr)
+        print(f"interrupted. {multirun.goes_on(arguments)}", file=sys.stderr)
         return 130
     except Exception as error:
         said = record.explained(error)
@@ -176,11 +196,7 @@ def _list(arguments: Sequence[str]) -> int:
         group = kind.removesuffix("s")
         print(f"There are no {kind}. Yours: {group}/<name>.yaml in a folder given as --config-dir.", file=sys.stderr)
         return 0
-    try:
-        print("\n".join(catalogue.lines(found)), flush=True)
-    except BrokenPipeError:
-        # Whoever reads has enough, e.g. `head`. What is left must not be written at the exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print("\n".join(catalogue.lines(found)))
     return 0
 
 
@@ -199,7 +215,7 @@ def _run_job(arguments: Sequence[str], job: str, options: dict[str, str], overri
         faults = list(request.faults)
         showing = options.keys() & {"--cfg", "--info", "--hydra-help"}
         if not showing:
-            faults += [fault for config in request.runs for fault in compose.check(config, request.unclear)]
+            faults += compose.check_all(request)
         if faults:
             raise refusal(list(dict.fromkeys(faults)))
         if "--hydra-help" in options:
@@ -208,6 +224,8 @@ def _run_job(arguments: Sequence[str], job: str, options: dict[str, str], overri
             hydra.show_info(options["--info"] or "all", config_name, request.overrides)
         elif "--cfg" in options:
             package = options.get("--package")
+            if many:
+                print(_plan(request), file=sys.stderr)
             hydra.show_cfg(config_name, request.common, options["--cfg"], package, "--resolve" in options)
         elif many:
             return multirun.sweep(arguments, job, hydra, config_name, request, run)
@@ -217,6 +235,18 @@ def _run_job(arguments: Sequence[str], job: str, options: dict[str, str], overri
                 log.info("One run of the experiment, which sweeps over %s: -m for all.", ", ".join(request.axes))
             run(request.runs[0])
     return 0
+
+
+def _plan(request: Request) -> str:
+    """What a sweep would run, beside the config that its runs have in common."""
+    given = [each for each in request.overrides if each not in request.common]
+    axes = [*given, *(f"{key}={values}" for key, values in request.axes.items())]
+    return "\n".join(
+        [
+            f"# {len(request.runs)} runs, all combinations of these; the config that they share is below",
+            *(f"#   {a}" for a in axes),
+        ]
+    )
 
 
 def run(config: JobConfig, shown: bool = True) -> Path | None:

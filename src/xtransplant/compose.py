@@ -10,6 +10,7 @@ import typing
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 
 import yaml
@@ -34,6 +35,7 @@ from xtransplant import catalogue, families, models, selection
 from xtransplant.checks import (
     did_you_mean,
     faults_of,
+    idle_settings,
     keys,
     refusal,
     shown,
@@ -158,7 +160,7 @@ def read(
         return request
     # Where the user's files are comes first: it says which choices there are.
     for line in sorted(overrides, key=lambda each: not each.startswith("hydra.searchpath=")):
-        faults = reader.override_faults(line, multirun)
+        faults = reader.override_faults(line, multirun) or reader.experiment_faults(line, job, overrides)
         request.faults += faults
         if faults:
             name = re.split("[=@]", line.lstrip("+~"))[0]
@@ -194,10 +196,16 @@ def compose(job: str, overrides: Sequence[str] = (), config_dir: str | None = No
     """
     with open_hydra(config_dir) as hydra:
         request = read(hydra, job, overrides)
-    faults = [*request.faults, *(fault for config in request.runs for fault in check(config, request.unclear))]
+    faults = [*request.faults, *check_all(request)]
     if faults:
         raise refusal(faults)
     return request.runs[0]
+
+
+def check_all(request: Request) -> list[str]:
+    """Every fault of the values of a request's runs, and of all of them together."""
+    faults = [fault for config in request.runs for fault in check(config, request.unclear)]
+    return faults + idle_settings(request.runs, request.unclear)
 
 
 def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:
@@ -345,10 +353,34 @@ class _Reader:
         if key == "language_pair":
             meant = catalogue.pair_meant(str(value))
             hint = f"Did you mean {meant}? " if meant is not None else ""
-        return [
-            f"{key}={shown(value)}: there is no such {key}. {hint}"
-            f"Choices: {', '.join(choices)}. {_OTHER_CHOICES.get(key, '')}".rstrip()
-        ]
+        # Of language pairs, the choices are endless: the rule says more than the one that is a file.
+        known = "" if key == "language_pair" else f"Choices: {', '.join(choices)}. "
+        return [f"{key}={shown(value)}: there is no such {key}. {hint}{known}{_OTHER_CHOICES.get(key, '')}".rstrip()]
+
+    def experiment_faults(self, line: str, job: str, overrides: Sequence[str]) -> list[str]:
+        """Is an experiment for this job? Its file's first command says which it is for, the others what comes then."""
+        key, _, name = line.lstrip("+").partition("=")
+        path = self._file(f"experiment/{name}") if key == "experiment" else None
+        if path is None:
+            return []
+        commands = catalogue.jobs_of(name, path)
+        jobs = list(commands) or [each for each in JOBS if issubclass(JOBS[each], TaskJob)]
+        if job not in jobs:
+            return [f"experiment={name} is for {' and '.join(jobs)}, not {job}."]
+        if job == jobs[0] or job not in commands:
+            return []
+        keys = {each.partition("=")[0] for each in shlex.split(commands[job]) if "=" in each}
+        if keys.isdisjoint({each.partition("=")[0] for each in overrides} - {"experiment", "output_dir"}):
+            return [f"experiment={name} is for {jobs[0]} first. For {job}, as its file says: {commands[job]}"]
+        return []
+
+    def _file(self, config_path: str) -> Path | None:
+        """The file that a choice comes from."""
+        for source in self.hydra.config_loader.get_sources():
+            if source.is_config(config_path) and source.scheme() in ("file", "pkg"):
+                root = Path(source.path) if source.scheme() == "file" else Path(str(files(source.path)))
+                return root / f"{config_path}.yaml"
+        return None
 
     def _unreadable(self, line: str, why: str) -> str:
         key, equals, value = line.partition("=")

@@ -98,6 +98,9 @@ class TaskConfig:
         default=None, metadata={"help": "document field that says sample or unseen; null: by a hash of the key"}
     )
     documents: str | None = field(default=None, metadata={"help": "how many in each language; shown only"})
+    requests: str | None = field(
+        default=None, metadata={"help": "lm-eval's output_type of its tasks; shown by `xtransplant list` only"}
+    )
     data_files: dict[str, str] = field(
         default_factory=dict,
         metadata={"help": "local data instead of the hub's: split -> JSON-lines file below data_dir"},
@@ -252,6 +255,10 @@ class EvaluateConfig:
     resume: bool = field(default=True, metadata=_RESUME)
     overwrite: bool = field(default=False, metadata=_OVERWRITE)
 
+    @property
+    def is_vanilla(self) -> bool:
+        return self.transplant.layers is None and self.selection is None
+
 
 @dataclass
 class GridConfig:
@@ -357,12 +364,17 @@ JOBS: dict[str, type[JobConfig]] = {
 # Where and how a run is done, not what it computes.
 _NOT_IN_HASH = (
     *("output_dir", "resume", "overwrite", "batch_size", "grid.memory", "selection"),
-    *("task.data_dir", "task.documents", "model.device", "model.device_map"),
+    *("task.data_dir", "task.documents", "task.requests", "model.device", "model.device_map"),
 )
 
 
 def to_dict(config: JobConfig, num_layers: int | None = None) -> dict[str, Any]:
-    """Plain values, enums by their value. With the model's number of layers, layers are indices from 0."""
+    """Plain values, enums by their value. With the model's number of layers, layers are indices from 0.
+
+    Of a vanilla run's transplant the defaults, whatever its sweep says of the others: so it can be run again alone.
+    """
+    if isinstance(config, EvaluateConfig) and config.is_vanilla:
+        config = dataclasses.replace(config, transplant=TransplantConfig())
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=lambda value: value.value))
     if num_layers is None:
         return plain

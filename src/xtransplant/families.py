@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import json
+import logging
 import os
 import re
+import selectors
+import socket
+import time
 import tomllib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import urllib.request
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from xtransplant.catalogue import languages_meant
 from xtransplant.config import EmptyPrompt, LanguagePairConfig, TaskConfig
@@ -26,6 +36,9 @@ if TYPE_CHECKING:
 _TASK_NAME = re.compile(
     rb"""^([ -]*)["']?task["']?:[ \t]*["']?([^"'\s#\[{][^"'\n#]*?)["']?[ \t]*(?:#.*)?$""", re.MULTILINE
 )
+
+# Of `datasets`: a dataset_path that names the format of local files.
+_FILE_FORMATS = ("json", "csv", "parquet", "arrow", "text", "xml")
 
 
 def language_code(task: TaskConfig, language: str) -> str:
@@ -135,6 +148,12 @@ def check(task: TaskConfig, pair: LanguagePairConfig, mean_over: Sequence[str] =
     key_of_source = "task.tasks" if task.source_tasks is None else "task.source_tasks"
     asked = dict.fromkeys(targets, "task.tasks")
     asked |= {name: key_of_source for name in sources if name not in asked}
+    missing = [name for name in asked if name not in known]
+    directions = _directions(task, known) if missing else []
+    if directions and (pair.source, pair.target) not in directions:
+        return [_no_direction(task, pair, directions)]
+    # Of these, too, `checks` says so.
+    mean_over = [each for each in mean_over if each != pair.source and each in (task.languages or mean_over)]
     for language in mean_over:
         further = task_names(task, replace(pair, source=language))
         asked |= {source: "transplant.mean_over" for _, source in further if source not in asked}
@@ -163,6 +182,30 @@ def check(task: TaskConfig, pair: LanguagePairConfig, mean_over: Sequence[str] =
     return faults
 
 
+def _directions(task: TaskConfig, known: Collection[str]) -> list[tuple[str, str]]:
+    """The language pairs that have both sides of every task, of all pairs of different languages."""
+    pairs = [LanguagePairConfig(*codes) for codes in itertools.permutations(task.languages, 2)]
+    return [
+        (pair.source, pair.target)
+        for pair in pairs
+        if all(name in known for names in task_names(task, pair) for name in names)
+    ]
+
+
+def _no_direction(task: TaskConfig, pair: LanguagePairConfig, directions: Sequence[tuple[str, str]]) -> str:
+    sources, targets = ({codes[side] for codes in directions} for side in (0, 1))
+    if len(sources) == 1:
+        way = f" goes from {min(sources)} only"
+    elif len(targets) == 1:
+        way = f" goes into {min(targets)} only"
+    else:
+        way = " does not go that way"
+    turned = (pair.target, pair.source)
+    near = [codes for codes in directions if codes[0] == pair.source or codes[1] == pair.target]
+    source, target = turned if turned in directions else (near or directions)[0]
+    return f"language_pair={pair.source}-{pair.target}: {task.name}{way}: e.g. {source}-{target}."
+
+
 def data_dir(task: TaskConfig) -> str | None:
     """The folder of local data, if there is one."""
     return task.data_dir if task.data_dir is not None else os.environ.get("XTRANSPLANT_DATA") or None
@@ -183,30 +226,79 @@ class Loader:
         """The task of that name, on the side of a language.
 
         Raises:
-            XTransplantError: its data cannot be had.
+            XTransplantError: its data cannot be had, or its YAML or its data has a fault.
         """
-        folder, manager = data_dir(self.task), self._manager(name)
+        manager = self._manager(name)
+        entry = manager.task_index.get(name)
+        if entry is None:
+            raise XTransplantError(_unreadable(self._folder_of[name], name))
+        settings = entry.cfg or {}
         spec: Any = name
-        if folder is not None and self.task.data_files:
-            code = language_code(self.task, language)
-            paths = {part: Path(folder, pattern.format(lang=code)) for part, pattern in self.task.data_files.items()}
-            if all(path.is_file() for path in paths.values()):
-                local = {
-                    "dataset_path": "json",
-                    "dataset_name": None,
-                    "dataset_kwargs": {"data_files": {part: str(path) for part, path in paths.items()}},
-                }
-                spec = {"group": "local", "task": [{"task": name, **local}]}
+        files = self._own_files(language)
+        if files:
+            local = {
+                "dataset_path": "json",
+                "dataset_name": None,
+                "dataset_kwargs": {"data_files": {part: str(path) for part, path in files.items()}},
+            }
+            spec = {"group": "local", "task": [{"task": name, **local}]}
+        elif settings.get("dataset_path") in _FILE_FORMATS and not settings.get("dataset_kwargs"):
+            # Without files, `datasets` takes what lies in the current folder, this YAML for one.
+            folder = data_dir(self.task)
+            lacking = "no folder is given" if folder is None else f"{folder} does not have them"
+            why = f"{lacking} (task.data_files: {', '.join(self.task.data_files.values())})"
+            raise XTransplantError(
+                f"Task {name} reads local files (dataset_path: {settings['dataset_path']}), and "
+                f"{why if self.task.data_files else 'task.data_files names none'}. Give task.data_files={{test: …}}, "
+                "and the folder that they are in as task.data_dir or XTRANSPLANT_DATA."
+            )
+        else:
+            named = (settings.get("dataset_kwargs") or {}).get("data_files")
+            named = named if isinstance(named, dict) else {}
+            files = {part: Path(path) for part, path in named.items() if isinstance(path, str) and Path(path).is_file()}
         try:
-            loaded: ConfigurableTask = manager.load([spec])["tasks"][name]
+            loaded: ConfigurableTask = self._load(manager, name, spec, settings)
         except XTransplantError:
             raise
         except Exception as error:
-            raise XTransplantError(
-                f"Task {name} could not be loaded: {type(error).__name__}: {str(error).strip()[:500]}. Its data comes "
-                f"from {_origin(manager, name)}: check the network (or HF_HUB_OFFLINE), or give a folder that has it "
-                "as task.data_dir or XTRANSPLANT_DATA."
-            ) from error
+            fault = _fault_in_yaml(entry, files, error) or _fault_in_files(settings, files, error)
+            said = f"{type(error).__name__}: {str(error).strip()[:500]}"
+            if fault is None and files:
+                fault = f"Mend its YAML, {entry.yaml_path}, or its data, {', '.join(map(str, files.values()))}."
+            elif fault is None:
+                fault = (
+                    f"Its data comes from {_origin(settings)}: check the network (or HF_HUB_OFFLINE), or give a folder "
+                    "that has it as task.data_dir or XTRANSPLANT_DATA."
+                )
+            else:
+                raise XTransplantError(f"Task {name} could not be loaded: {fault}") from error
+            raise XTransplantError(f"Task {name} could not be loaded: {said}. {fault}") from error
+        return loaded
+
+    def _own_files(self, language: str) -> dict[str, Path]:
+        """Split -> local file, where there is a folder with all of them."""
+        folder, code = data_dir(self.task), language_code(self.task, language)
+        if folder is None:
+            return {}
+        paths = {part: Path(folder, pattern.format(lang=code)) for part, pattern in self.task.data_files.items()}
+        return paths if all(path.is_file() for path in paths.values()) else {}
+
+    def _load(self, manager: TaskManager, name: str, spec: Any, settings: dict[str, Any]) -> ConfigurableTask:
+        from huggingface_hub.errors import HfHubHTTPError
+
+        # `datasets` looks into the current folder first.
+        asked = str(settings.get("dataset_path", name)), data_dir(self.task), str(Path.cwd())
+        if asked in _not_had and spec is name:
+            raise _not_had[asked]
+        try:
+            with _unreachable_at_once():
+                loaded: ConfigurableTask = manager.load([spec])["tasks"][name]
+        except Exception as error:
+            if isinstance(error, ConnectionError | HfHubHTTPError) or isinstance(
+                error.__cause__, ConnectionError | HfHubHTTPError
+            ):
+                _not_had[asked] = error
+            raise
         return loaded
 
     def _manager(self, name: str) -> TaskManager:
@@ -219,11 +311,172 @@ class Loader:
         return self._managers[folder]
 
 
-def _origin(manager: Any, name: str) -> str:
-    config = manager.task_index[name].cfg or {}
-    return f"the hub's dataset {config['dataset_path']}" if "dataset_path" in config else "the task's own loader"
+def _origin(settings: dict[str, Any]) -> str:
+    return f"the hub's dataset {settings['dataset_path']}" if "dataset_path" in settings else "the task's own loader"
 
 
 def _did_you_mean(given: str, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(given, list(allowed), n=3, cutoff=0.7)
     return f" (did you mean {', '.join(close)}?)" if close else ""
+
+
+# --- What is wrong with a task of one's own -------------------------------------------------------------------------
+
+
+def _unreadable(folder: Path, name: str) -> str:
+    """Why the harness does not have a task that a file in the folder names."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    for path in sorted(folder.glob("*.yaml")):
+        if name not in (task.decode() for _, task in _TASK_NAME.findall(path.read_bytes())):
+            continue
+        try:
+            load_yaml(path, resolve_func=False)
+        except yaml.MarkedYAMLError as error:
+            # The mark's file may be one that this one includes.
+            mark = error.problem_mark
+            place = f"{path} is not YAML" if mark is None else f"{mark.name} is not YAML, line {mark.line + 1}"
+            return f"{place}: {error.problem}. Mend the file."
+        except Exception as error:
+            return f"{path} cannot be read: {error}. Mend the file."
+    return f"Task {name} is no task of its own in {folder}. Give it a file of its own, with `task: {name}` at the top."
+
+
+def _fault_in_yaml(entry: Any, files: dict[str, Path], error: Exception) -> str | None:
+    """What to mend in a task's YAML, for some errors of the harness's that do not say it."""
+    from lm_eval.config.task import TaskConfig as HarnessConfig
+
+    settings, path = entry.cfg or {}, entry.yaml_path
+    if isinstance(error, TypeError):
+        known = [each.name for each in fields(HarnessConfig)]
+        for key in settings:
+            if key not in known and f"'{key}'" in str(error):
+                return f"{path}, or what it includes: {key}: lm-eval has no such key{_did_you_mean(key, known)}."
+    if isinstance(error, KeyError) and files:
+        for key in ("test_split", "validation_split", "training_split", "fewshot_split"):
+            if settings.get(key) is not None and error.args == (settings[key],):
+                return (
+                    f"the data has the split {', '.join(files)}, the task's {key} is {settings[key]}. Give both the "
+                    f"same name, in {path} or in task.data_files."
+                )
+    undefined = re.match(r"'(\w+)' is undefined", str(error))  # jinja2's UndefinedError
+    if undefined is not None:
+        using = [key for key, value in settings.items() if isinstance(value, str) and undefined[1] in value]
+        said = f"{path}: {', '.join(using) or 'a template'}: the documents have no field {undefined[1]}"
+        there = list(dict.fromkeys(field for each in files.values() for field in _first_document(each)))
+        return f"{said}{_did_you_mean(undefined[1], there)}." + (f" They have: {', '.join(there)}." if there else "")
+    return None
+
+
+def _fault_in_files(settings: dict[str, Any], files: dict[str, Path], error: Exception) -> str | None:
+    """What to mend in JSON lines: the file, the line and what is wrong with it."""
+    for path in files.values():
+        if path.suffix not in (".json", ".jsonl") or _is_one_value(path):
+            continue
+        count = 0
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                count += bool(line.strip())
+                try:
+                    document = json.loads(line) if line.strip() else {}
+                except ValueError as fault:
+                    return f"{path}, line {number}: not JSON: {fault}. Write one document a line, as {_A_DOCUMENT}."
+                if not isinstance(document, dict):
+                    return f"{path}, line {number}: not a document. Write one a line, as {_A_DOCUMENT}."
+        if not count:
+            return f"{path}: no documents in it. Write one a line, as {_A_DOCUMENT}."
+    split = settings.get("test_split") or settings.get("validation_split")
+    if isinstance(error, IndexError) and split in files:
+        document = _first_document(files[split])
+        answer = document.get(str(settings.get("doc_to_target")))
+        if isinstance(answer, int):
+            return (
+                f"{files[split]}, line 1: {settings['doc_to_target']}: {answer} is not the number of a choice. The "
+                "first one has the number 0."
+            )
+    return None
+
+
+_A_DOCUMENT = '{"id": "1", "question": "…"}'
+
+
+def _is_one_value(path: Path) -> bool:
+    """Whether a file is one list in JSON, over several lines, which `datasets` reads too."""
+    try:
+        return isinstance(json.loads(path.read_bytes()), list)
+    except ValueError:
+        return False
+
+
+def _first_document(path: Path) -> dict[str, Any]:
+    with path.open("rb") as lines:
+        first = next((line for line in lines if line.strip()), b"{}")
+    try:
+        document = json.loads(first)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+# --- A hub that cannot be reached -----------------------------------------------------------------------------------
+
+# What was asked for (data set, data folder, current folder) and not had, since the hub did not answer -> what it said.
+_not_had: dict[tuple[str, str | None, str], Exception] = {}
+_CONNECT_SECONDS = 4.0
+
+
+@contextmanager
+def _unreachable_at_once() -> Iterator[None]:
+    """Let requests to a host that takes no connection fail at once, as if offline; else nothing changes.
+
+    The hub's own client tries six times in 24 s, and says so each time twice. What is in its cache is used, as offline.
+    """
+    from huggingface_hub import get_session
+
+    client, hub_log = get_session(), logging.getLogger("huggingface_hub")
+    hooks, level = client.event_hooks, hub_log.level
+    client.event_hooks = {**hooks, "request": [*hooks["request"], _refuse_unreachable]}
+    hub_log.setLevel(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        client.event_hooks = hooks
+        hub_log.setLevel(level)
+
+
+def _refuse_unreachable(request: Any) -> None:
+    """A request hook of the hub's client, behind its own, which knows HF_HUB_OFFLINE."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    url = request.url
+    proxies = urllib.request.getproxies()
+    if url.scheme in proxies or "all" in proxies:  # who reaches what is the proxy's to say
+        return
+    if not _takes_connections(url.host, url.port or {"http": 80}.get(url.scheme, 443)):
+        raise OfflineModeIsEnabled(f"{url.host} takes no connection")
+
+
+@lru_cache
+def _takes_connections(host: str, port: int) -> bool:
+    """Whether any of a host's addresses takes a connection in `_CONNECT_SECONDS`; all are tried at the same time."""
+    end = time.monotonic() + _CONNECT_SECONDS
+    with selectors.DefaultSelector() as waiting, ExitStack() as opened:
+        try:
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError:
+            return False
+        for family, kind, protocol, _, address in addresses:
+            try:
+                each = opened.enter_context(socket.socket(family, kind, protocol))
+                each.setblocking(False)
+                each.connect_ex(address)
+            except OSError:  # a family that this machine does not have
+                continue
+            waiting.register(each, selectors.EVENT_WRITE)
+        while waiting.get_map() and (left := end - time.monotonic()) > 0:
+            for key, _ in waiting.select(left):
+                tried: Any = key.fileobj
+                if tried.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+                    return True
+                waiting.unregister(tried)
+    return False

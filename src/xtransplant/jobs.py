@@ -15,6 +15,7 @@ from xtransplant import families, grading, loading, logs, models, pairing, recor
 from xtransplant.config import (
     DoctorConfig,
     EvaluateConfig,
+    LanguagePairConfig,
     PromptLanguages,
     TaskJob,
     config_hash,
@@ -109,8 +110,8 @@ def finished_run(config: TaskJob, folder: Path) -> record.Run | None:
     """The run in a folder, if it is finished and need not be computed.
 
     Raises:
-        XTransplantError: the model's files, or the documents of local data, have changed since; or what is there is
-            not to be gone on with (resume=false).
+        XTransplantError: the model's files, or documents or prompts of local data, have changed since; or what is there
+            is not to be gone on with (resume=false).
     """
     found = None
     if not config.overwrite:
@@ -128,13 +129,12 @@ def finished_run(config: TaskJob, folder: Path) -> record.Run | None:
         changed = loading.changed_since(config.model, found.manifest["model"])
         if families.data_dir(config.task) is not None or config.task.include_path:
             # Files that somebody may have edited. What a hub holds is not fetched for this.
-            asked = {each.name: _documents(each) for each in load_pairs(config)}
-            recorded = found.manifest["tasks"]
-            changed += [
-                f"the documents of {name}"
-                for name, facts in asked.items()
-                if any(key in recorded[name] and recorded[name][key] != value for key, value in facts.items())
-            ]
+            for each in load_pairs(config):
+                recorded = found.manifest["tasks"][each.name]
+                other = [key for key, value in _documents(each).items() if recorded.get(key, value) != value]
+                if other:
+                    what = "questions (prompts)" if other == ["questions_sha256"] else "documents"
+                    changed.append(f"the {what} of {each.name}")
         if changed:
             raise XTransplantError(
                 f"{folder} was computed with other files: changed since then: {', '.join(changed)}. "
@@ -165,9 +165,21 @@ def load_pairs(config: TaskJob) -> list[pairing.Pairing]:
     pairs = pairing.load(config.task, config.language_pair, config.split, config.limit, sources)
     for found in pairs:
         event = {"event": "documents", "task": found.name, "documents": len(found.rows)}
-        source = found.source.config.task
-        log.info("%s: %d documents, sources from %s", found.name, len(found.rows), source, extra={"event": event})
+        log.info(_line_of(found, config.language_pair), extra={"event": event})
     return pairs
+
+
+def _line_of(found: pairing.Pairing, pair: LanguagePairConfig) -> str:
+    """How many documents there are of a task, and where their sources come from."""
+    target, source = found.name, str(found.source.config.task)
+    if target == source:  # one task for all languages
+        target, source = f"{target} ({pair.target})", f"{source} ({pair.source})"
+    line = f"{target}: {len(found.rows)} documents, sources from {source}"
+    aligned = len(found.keys) - found.source_rows.count(None)
+    for side, count in (("target", len(found.keys)), ("source", len(found.source_docs))):
+        if aligned < count:
+            line += f"; {aligned} of the {count} documents of the {side} side have a counterpart"
+    return line
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
@@ -369,6 +381,7 @@ def facts_of_run(config: TaskJob, lm: TransplantLM, pairs: list[pairing.Pairing]
             "version": found.target.VERSION,
             "documents": len(found.rows),
             "available": len(found.keys),
+            "available_source": len(found.source_docs),
             "aligned": len(found.keys) - found.source_rows.count(None),
             "gold_compared": found.gold_compared,
             "gold_equal": found.gold_equal,

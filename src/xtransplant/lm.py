@@ -212,20 +212,33 @@ class TransplantLM(TemplateLM):
         config = compose("evaluate", [f"{key}={_as_override(value)}" for key, value in given.items()])
         assert isinstance(config, EvaluateConfig)
         sources = pairing.Sources.of(config)
+        # Who names neither a family nor languages may ask anything of the vanilla model.
+        named = not config.is_vanilla or any(re.split("[.=]", key)[0] in ("task", "language_pair") for key in given)
         load = getattr(TaskManager.load, "unpaired", TaskManager.load)
         pairing_now = False
 
         def load_paired(manager: TaskManager, *args: Any, **kwargs: Any) -> Any:
             nonlocal pairing_now
-            loaded = load(manager, *args, **kwargs)
             if pairing_now:  # a source task, which may be one of the target's names
-                return loaded
+                return load(manager, *args, **kwargs)
+            try:
+                loaded = load(manager, *args, **kwargs)
+            except OSError as error:
+                raise XTransplantError(
+                    f"--tasks: their data could not be loaded: {type(error).__name__}: {str(error).strip()[:500]}. "
+                    "Check the network (or HF_HUB_OFFLINE)."
+                ) from error
             pairing_now = True
             try:
-                for task in loaded["tasks"].values():
-                    pairing.pair_for(task, config.task, config.language_pair, sources)
+                pairs = {
+                    name: pairing.pair_for(task, config.task, config.language_pair, sources)
+                    for name, task in loaded["tasks"].items()
+                }
             finally:
                 pairing_now = False
+            others = [str(name) for name, found in pairs.items() if found is None]
+            if named and others:
+                raise _no_sources(others)
             return loaded
 
         load_paired.unpaired = load  # type: ignore[attr-defined]
@@ -401,10 +414,7 @@ class TransplantLM(TemplateLM):
         self.counts.promptless += len(empty)
         if self.transplant is not None and any(not hasattr(request, "source_prompts") for request in requests):
             names = sorted({str(request.task_name) for request in requests if not hasattr(request, "source_prompts")})
-            raise XTransplantError(
-                f"No source prompts for {', '.join(names)}: not a target task of the configured family and language "
-                "pair. Give task= and language_pair= that name it."
-            )
+            raise _no_sources(names)
         if empty and self.transplant is not None and self.promptless == "error":
             first = empty[0]
             raise XTransplantError(
@@ -625,6 +635,13 @@ def _as_override(value: Any) -> str:
         # Already in Hydra's form, or plain; anything else is quoted.
         return value if re.fullmatch(r"[\w.\-/]+|\[.*\]", value) else json.dumps(value, ensure_ascii=False)
     return json.dumps(value)
+
+
+def _no_sources(names: Sequence[str]) -> XTransplantError:
+    return XTransplantError(
+        f"No source prompts for {', '.join(names)}: not a target task of the configured family and language pair. "
+        "Give task= and language_pair= that name it."
+    )
 
 
 def lm_eval_main(arguments: list[str]) -> None:

@@ -62,7 +62,7 @@ class Sources:
     @classmethod
     def of(cls, config: TaskJob) -> Sources:
         """What a job's config asks for; the vanilla model reads none of them."""
-        vanilla = isinstance(config, EvaluateConfig) and config.transplant.layers is None and config.selection is None
+        vanilla = isinstance(config, EvaluateConfig) and config.is_vanilla
         return cls(
             Control.none if vanilla else config.transplant.control,
             () if vanilla else tuple(config.transplant.mean_over),
@@ -213,6 +213,8 @@ def pair_tasks(
         AlignmentError: as `load`.
     """
     first, *others = sides = [_align(target, source, task, split) for source in read]
+    for side, language in zip(sides, (pair.source, *sources.mean_over), strict=True):
+        _check_languages(side, language, pair.target)
     for row in range(len(first.docs)):
         # A document counts where every source language has it.
         if any(side.source_rows[row] is None for side in sides):
@@ -360,6 +362,7 @@ def _check_alignment(
                 f"{names}: {len(unlike)} of {len(aligned)} documents differ in the number of choices, first "
                 f"{pairing.keys[row]}: {ours} against {theirs}."
             )
+    _check_answers(pairing, task, split)
     if task.gold is None:
         return
     for side, docs in ((target, target_docs), (source, source_docs)):
@@ -389,6 +392,78 @@ def _check_alignment(
             f"below task.min_gold_agreement={task.min_gold_agreement}. First mismatches:\n{shown}\n"
             "The source prompts would belong to other documents. Mend the data, or take another language pair."
         )
+
+
+def _check_answers(pairing: Pairing, task: TaskConfig, split: Split) -> None:
+    """The harness scores a right answer that is none of the choices as 0, whatever the model says.
+
+    Raises:
+        XTransplantError: a document of the target has such an answer.
+    """
+    target = pairing.target
+    if target.OUTPUT_TYPE != "multiple_choice" or callable(target.config.process_results):
+        return
+    wrong, looked_at = [], 0
+    for row, (key, doc) in enumerate(zip(pairing.keys, pairing.docs, strict=True)):
+        if pairing.source_rows[row] is None or split not in (Split.all, _split_of(key, doc, task)):
+            continue
+        looked_at += 1
+        choices = target.doc_to_choice(doc)
+        # As the harness grades: with a context for each choice, the text says which one is right.
+        answer = target.doc_to_text(doc) if target.multiple_input else target.doc_to_target(doc)
+        if not _is_among(answer, choices):
+            wrong.append((key, answer, choices))
+    if wrong:
+        key, answer, choices = wrong[0]
+        setting = "doc_to_text" if target.multiple_input else "doc_to_target"
+        raise XTransplantError(
+            f"{target.config.task}: in {len(wrong)} of {looked_at} documents the right answer is none of the choices, "
+            f"first in {key}: {setting} gives {answer!r}, the choices are {', '.join(map(repr, choices))}. It has to "
+            f"be the number of a choice, from 0, or its text. Mend {setting} in the task's YAML "
+            f"({setting}: {getattr(target.config, setting)}), or the data. Fields of a document: "
+            f"{', '.join(pairing.docs[0])}."
+        )
+
+
+def _is_among(answer: Any, choices: Sequence[str]) -> bool:
+    if isinstance(answer, list):  # any of them counts
+        return bool(answer) and all(isinstance(each, int) and 0 <= each < len(choices) for each in answer)
+    return 0 <= answer < len(choices) if isinstance(answer, int) else answer in choices
+
+
+def _check_languages(pairing: Pairing, source_language: str, target_language: str) -> None:
+    """Two languages that ask the same are, as a rule, one file read twice.
+
+    Prompts that are all equal are only warned of where the documents differ: a task may ask in numbers, or have all its
+    words in the choices.
+
+    Raises:
+        AlignmentError: all documents are equal, and ask the same.
+    """
+    if source_language.partition("-")[0] == target_language.partition("-")[0]:  # en and en-GB may well be equal
+        return
+    target, source = pairing.target, pairing.source
+    both = [
+        (doc, pairing.source_docs[n]) for doc, n in zip(pairing.docs, pairing.source_rows, strict=True) if n is not None
+    ]
+    asked = ((str(target.doc_to_text(doc)), str(source.doc_to_text(other))) for doc, other in both)
+    empty = True
+    for ours, theirs in asked:
+        if ours != theirs:
+            return
+        empty = empty and not ours.strip()
+    if empty or target.config.description != source.config.description:
+        return
+    names = (
+        f"{target.config.task} ({target_language}) and {source.config.task} ({source_language}): all {len(both)} "
+        "documents ask the same in both languages"
+    )
+    if all(doc == other for doc, other in both):
+        raise AlignmentError(
+            f"{names}, and are equal in every field. Is {{lang}} missing in task.data_files, or one file a copy of the "
+            f"other? For one language with itself, give language_pair={target_language}-{target_language}."
+        )
+    log.warning("%s, although the documents differ: a transplant between them says nothing of languages.", names)
 
 
 def _label(task: ConfigurableTask, doc: dict[str, Any], gold: str) -> Any:

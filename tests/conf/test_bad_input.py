@@ -151,7 +151,7 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     ("evaluate transplant.control=zero transplant.mode=add", ("transplant.control=zero", "nothing would change")),
     ("evaluate transplant.control=zero transplant.match_norm=true", ("transplant.control=zero", "match_norm")),
     ("evaluate transplant.mean_over=[xx]", ("transplant.mean_over=[xx]", "languages of the task", "sw")),
-    ("evaluate transplant.mean_over=[en]", ("transplant.mean_over=[en]", "the pair's source not among them")),
+    ("evaluate transplant.mean_over=[en]", ("transplant.mean_over=[en]", "the pair's source (en) not among them")),
     ("grid transplant.mean_over=[sw,sw]", ("transplant.mean_over=[sw,sw]", "different languages")),
     ("evaluate transplant.control=self transplant.mean_over=[sw]", ("transplant.mean_over", "transplant.control=self")),
     ("evaluate prompt=both transplant.control=random_document", ("random_document only with prompt=target",)),
@@ -167,6 +167,28 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
         "evaluate task=klar language_pair=en-tr task.source_tasks=[klar_es] transplant.mean_over=[fr]",
         ("averaged with themselves", "{lang}"),
     ),
+    (
+        "evaluate limit=2 transplant.mode=add",
+        ("error: transplant.mode=add has no effect without transplant.layers; give e.g. transplant.layers=",),
+    ),
+    ("evaluate transplant.control=zero", ("error: transplant.control=zero has no effect without transplant.layers",)),
+    (
+        "evaluate transplant.match_norm=true transplant.positions=2",
+        ("error: transplant.match_norm=true, transplant.positions=2 have no effect",),
+    ),
+    ("evaluate transplant=attn transplant.layers=null transplant.site=branch", ("transplant.site=branch has no",)),
+    ("evaluate -m transplant.mode=replace,add,interpolate", ("error: transplant.mode=add has no effect",)),
+    ("grid transplant.mean_over=[de,xx] language_pair=en-sw", ("error: ", "not xx. cldr has: ar, de")),
+    (
+        "evaluate task=paper_xcopa language_pair=tr-en",
+        ("error: language_pair=tr-en: paper_xcopa goes from en only: e.g. en-tr.",),
+    ),
+    (
+        "evaluate task=paper_globalopinionqa language_pair=en-de",
+        ("paper_globalopinionqa goes into en only: e.g. de-en.",),
+    ),
+    ("evaluate task=blend language_pair=ko-es", ("language_pair=ko-es: blend does not go that way: e.g. en-es.",)),
+    ("grid prompt=both", ("prompt=both", "prompt is a key of evaluate")),
     ("doctor transplant.positions=0", ("transplant.positions=0", "1 or more")),
     ("doctor transplant.positions=abc", ("transplant.positions=abc", "1 or more")),
     (
@@ -174,6 +196,13 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
         ("transplant.control=zero", "mean_over=[de]"),
     ),
     ("evaluate -m experiment=paper_v2/xcopa,paper_v2/xnli", ("one experiment at a time",)),
+    ("grid -m experiment=paper_v2/xcopa", ("error: experiment=paper_v2/xcopa is for evaluate, not grid.",)),
+    ("select -m experiment=paper_v2/xcopa grid=.", ("error: experiment=paper_v2/xcopa is for evaluate, not select.",)),
+    (
+        "evaluate -m +experiment=embedded/languages",
+        ("error: experiment=embedded/languages is for grid, not evaluate.",),
+    ),
+    ("evaluate -m experiment=paper_v1/xcopa", ("is for grid first", "split=unseen 'selection=outputs/paper_v1_xcopa")),
     ("evaluate prompt=source", ("prompt=source", "target or both")),
     ("evaluate prompt=both task.apply_chat_template=true", ("prompt=both", "two chats")),
     ("grid grid.pairs=some", ("grid.pairs='some'", "source_last", "[[17,0],[13,2]]")),
@@ -304,6 +333,24 @@ def test_all_faults_at_once(refused: Refused) -> None:
         "typo",
     )
     holds(message, given)
+
+
+ZERO, DOCUMENT = "zero only with transplant.mode=replace", "random_document only with prompt=target"
+
+
+@pytest.mark.parametrize(
+    ("line", "said", "unsaid"),
+    [
+        ("transplant.layers=[13,2] transplant.control=zero transplant.mode=add", ZERO, DOCUMENT),
+        ("transplant.layers=[13,2] transplant.control=random_document prompt=both", DOCUMENT, ZERO),
+        ("transplant.layers=[13,2] transplant.mean_over=[en,sw]", "the pair's source (en)", "one source task"),
+        ("transplant.layers=[13,2] transplant.mean_over=[de,xx]", "languages of the task, not xx", "the pair's source"),
+    ],
+)
+def test_the_rule_that_is_broken_is_said_alone(line: str, said: str, unsaid: str, refused: Refused) -> None:
+    message = refused("evaluate", *line.split())
+    assert said in message
+    assert unsaid not in message and "faults:" not in message
 
 
 def test_both_layers_are_judged(refused: Refused) -> None:

@@ -56,9 +56,11 @@ def test_every_choice_has_a_line(kind: str) -> None:
 
 def test_line_of_a_task(listed: Listed) -> None:
     found = {line.split()[0]: line for line in listed("tasks")}
-    about = "Facts of the Unicode CLDR, from the package Babel: the currency of a country (16 languages)"
+    about = "Facts of the Unicode CLDR, from the package Babel: the currency of a country"
+    about += " (16 languages; multiple choice by likelihood)"
     assert re.split("  +", found["cldr_currency"]) == ["cldr_currency", about]
     assert found["custom"].endswith("(any language)")
+    assert found["mgsm"].endswith("(11 languages; generate)")
 
 
 def test_line_of_a_model(listed: Listed) -> None:
@@ -93,6 +95,10 @@ def test_all_words_must_occur_in_any_case(listed: Listed) -> None:
     assert {"paper_xnli", "paper_xnli_mc"} <= set(names(listed("tasks XNLI")))
     assert "paper_xnli" not in names(listed("tasks xnli likelihood"))
     assert "paper_xnli_mc" in names(listed("tasks likelihood xnli"))
+    by_likelihood = set(names(listed("tasks swahili likelihood")))
+    assert {"belebele", "cldr_language", "xcopa", "afrixnli"} <= by_likelihood
+    assert set(names(listed("tasks swahili multiple choice"))) == by_likelihood
+    assert "mgsm" in set(names(listed("tasks swahili generate"))) - by_likelihood
 
 
 def test_a_code_is_a_word_of_its_own(listed: Listed) -> None:
@@ -154,6 +160,23 @@ def test_a_file_that_is_not_yaml(write: Callable[[str, str], None], capsys: pyte
     assert "mine/task/broken.yaml: not YAML" in capsys.readouterr().err
 
 
+def test_a_file_of_tasks_beside_its_folder(
+    write: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("mine.yaml", "defaults: [evaluate, _self_]\nlimit: 3\n")  # for --config-name
+    assert cli.main(["list", "tasks", "-cd", "mine"]) == 0
+    write("riddles.yaml", "name: riddles\ntasks: [riddles]\nkey: id\n")
+    for line in (["list", "tasks", "-cd", "mine"], ["evaluate", "-cd", "mine", "task=riddles"]):
+        assert cli.main(line) == 2
+        said = capsys.readouterr().err
+        assert "--config-dir mine: found mine/riddles.yaml: it should be mine/task/riddles.yaml." in said
+
+
+def test_a_wrong_key_is_seen_in_the_list(listed: Listed, write: Callable[[str, str], None]) -> None:
+    write("task/mine.yaml", "# Riddles.\nname: mine\ntasks: [mine]\nkey: id\ngoald: label\n")
+    assert listed("tasks -cd mine riddles") == ["mine  Riddles (any language; to be mended: there is no key goald)"]
+
+
 EXPERIMENT = "# @package _global_\n# {about}\n# xtransplant evaluate experiment={name}\ndefaults: []\nlimit: 3\n"
 
 
@@ -165,11 +188,22 @@ def test_experiments_in_folders(listed: Listed, write: Callable[[str, str], None
         write(f"experiment/{name}.yaml", EXPERIMENT.format(about=about, name=name))
     assert {"okapi", "herd/gnu", "herd/kudu"} <= set(names(listed("experiments -cd mine")))
     assert [re.split("  +", line) for line in listed("experiments -cd mine zebra")] == [
-        ["herd/gnu", "Its herd: ZEBRAS"],
-        ["herd/kudu", "Zebra"],
-        ["okapi", "A zebra"],
+        ["herd/gnu", "Its herd: ZEBRAS (evaluate, 1 run)"],
+        ["herd/kudu", "Zebra (evaluate, 1 run)"],
+        ["okapi", "A zebra (evaluate, 1 run)"],
     ]
     assert names(listed("experiments -cd mine herd zebras")) == ["herd/gnu"]
+
+
+def test_line_of_an_experiment(listed: Listed, write: Callable[[str, str], None]) -> None:
+    """The job of its first command, the runs of its sweep, and what it needs."""
+    found = {line.split()[0]: line for line in listed("experiments")}
+    assert found["paper_v2/xcopa"].endswith("(evaluate, 54 runs, llama2_7b_chat gated)")
+    assert found["paper_v1/xcopa"].endswith("(grid, 33 runs, llama2_7b_chat gated)")
+    assert found["embedded/mgsm"].endswith("(evaluate, 8 runs, needs the data folder (XTRANSPLANT_DATA))")
+    params = "hydra: {sweeper: {params: {transplant.layers: 'null,[13,2],[[0,6],[0,7]]', seed: '1,2', limit: 3}}}\n"
+    write("experiment/mine.yaml", f"# Zebras. Needs a zoo.\n{params}")
+    assert re.split("  +", listed("experiments -cd mine zebra")[0]) == ["mine", "Zebras (6 runs, needs a zoo)"]
 
 
 def test_no_experiments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,17 +296,15 @@ def test_a_list_is_quick_and_loads_nothing_heavy(kind: str) -> None:
     assert min(float(seconds) for seconds, *_ in said) < 1
 
 
-def test_a_reader_may_have_enough() -> None:
+@pytest.mark.parametrize("line", ["list languages", "list tasks -h", "grid --help", "--help", "lm-eval ls --help"])
+def test_a_reader_may_have_enough(line: str) -> None:
     """As `xtransplant list languages | true`: the pipe is closed before anything is written."""
-    listing = subprocess.Popen(
-        [sys.executable, "-m", "xtransplant.cli", "list", "languages"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    said = subprocess.Popen(
+        [sys.executable, "-m", "xtransplant.cli", *line.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert listing.stdout is not None and listing.stderr is not None
-    listing.stdout.close()
-    said = listing.stderr.read()
-    listing.stderr.close()
-    assert listing.wait() == 0
-    assert said == ""
+    assert said.stdout is not None and said.stderr is not None
+    said.stdout.close()
+    errors = said.stderr.read()
+    said.stderr.close()
+    assert said.wait() == 0
+    assert errors == b""

@@ -21,7 +21,7 @@ import yaml
 from xtransplant import checks, cli, compose, config, families, grid_jobs, jobs
 from xtransplant.checks import keys
 from xtransplant.config import JOBS, EvaluateConfig, config_hash, run_name, to_dict
-from xtransplant.types import XTransplantError
+from xtransplant.types import Site, XTransplantError
 
 CONF = Path(str(files("xtransplant.conf")))
 ROOTS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "run")
@@ -141,7 +141,9 @@ def test_root_composes(job: str) -> None:
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_choice_composes(group: str, choice: str) -> None:
     for job in JOBS:
-        if group in groups_of(job) and (group != "experiment" or f" {job} " in header(f"{group}/{choice}")):
+        if group in groups_of(job) and (
+            group != "experiment" or f" {job} " in header(f"{group}/{choice}").splitlines()[0]
+        ):
             found = faults(job, f"{group}={choice}")
             if choice in ("hf", "custom"):  # for what is given on the command line
                 found = [fault for fault in found if " is missing" not in fault]
@@ -269,6 +271,28 @@ def test_what_the_command_line_gives_takes_an_axis_place() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("given", "runs"),
+    [
+        (["transplant.layers=null,[13,2]", "transplant.component=ffn,attn", "transplant.mode=add"], 4),
+        (["transplant.component=ffn,attn"], 2),
+        (["transplant=vanilla,attn", "transplant.control=noise"], 2),
+        (["experiment=mine"], 2),
+    ],
+)
+def test_one_run_of_a_sweep_may_be_vanilla(
+    given: list[str], runs: int, ran: list[Any], write: Callable[[str, str], None]
+) -> None:
+    params = "hydra: {sweeper: {params: {transplant.layers: 'null,[13,2]'}}}\n"
+    write("experiment/mine.yaml", f"# @package _global_\ntransplant: {{mode: add}}\n{params}")
+    assert cli.main(["evaluate", "-m", "-cd", "mine", *given]) == 0
+    assert len(ran) == runs
+    assert any(each.is_vanilla for each in ran)
+    # Its record is of the vanilla model alone.
+    vanilla = next(each for each in ran if each.is_vanilla)
+    assert to_dict(vanilla)["transplant"] == to_dict(evaluate_config())["transplant"]
+
+
 def test_an_experiment_is_done_by_hydras_sweeper(ran: list[Any]) -> None:
     given = ["experiment=embedded/interventions", "transplant.match_norm=true", "transplant.strength=0.5,1"]
     assert cli.main(["evaluate", "-m", *given]) == 0
@@ -285,7 +309,25 @@ def test_one_run_of_an_experiment_says_that_there_are_more(ran: list[Any], caplo
 
 def test_cfg_of_an_experiment(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evaluate", "-m", "experiment=paper_v2/xnli", "--cfg", "job"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["transplant"]["component"] == "attn"
+    shown = capsys.readouterr()
+    assert yaml.safe_load(shown.out)["transplant"]["component"] == "attn"
+    assert "# 84 runs" in shown.err and "#   transplant=vanilla,paper_understanding\n" in shown.err
+    assert cli.main(["evaluate", "-m", "experiment=paper_v2/xnli", "language_pair=en-sw,en-tr", "-c", "job"]) == 0
+    said = capsys.readouterr().err
+    assert "# 12 runs" in said and "#   language_pair=en-sw,en-tr\n" in said
+    assert cli.main(["evaluate", "language_pair=en-sw", "-c", "job"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_single_run_of_the_interventions_is_one_of_its_sweep() -> None:
+    assert evaluate_config("experiment=embedded/interventions") in swept("experiment=embedded/interventions")
+
+
+def test_the_second_job_of_an_experiment() -> None:
+    """Vanilla on the unseen half, or what was selected; on the sample alone it is refused."""
+    for given in ("split=unseen", "selection=nowhere.json"):
+        assert faults("evaluate", "experiment=paper_v1/xcopa", given) == []
+    assert "is for grid first" in faults("evaluate", "experiment=paper_v1/xcopa", "output_dir=mine")[0]
 
 
 # --- Files of the user's ---------------------------------------------------------------------------------------------
@@ -468,7 +510,9 @@ def test_layers_are_the_same_however_they_are_named() -> None:
 
 
 def test_vanilla_is_one_whatever_is_not_transplanted() -> None:
-    one = evaluate_config("transplant.component=attn", "transplant.site=branch")
+    one = evaluate_config("transplant.component=attn")
+    one.transplant.site = Site.branch
+    assert to_dict(one) == to_dict(evaluate_config())
     assert config_hash(one) == config_hash(evaluate_config())
     assert run_name(one) == "gemma3_270m-cldr-en-de-vanilla"
 

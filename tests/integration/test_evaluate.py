@@ -75,6 +75,7 @@ def test_a_run_leaves_a_complete_record(arguments: list[str], tmp_path: Path, ca
     assert manifest["checks"]["self_transplant"] == 0.0
     facts = manifest["tasks"]["colour_choice_sw"]
     assert (facts["aligned"], facts["available"], facts["documents"], facts["gold_equal"]) == (10, 10, 7, 10)
+    assert facts["available_source"] == 10
     # Each side's fingerprints are of that side: the source's prompts are the questions, three choices each.
     english = [question for row in documents("en")[:7] for question in [row["question"]] * 3]
     assert facts["prompts_sha256"]["source"] == pairing.texts_digest(english)

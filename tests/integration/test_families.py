@@ -6,7 +6,10 @@ import dataclasses
 import json
 import os
 import re
+import selectors
 import shutil
+import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import pytest
 import yaml
 from lm_eval.tasks import TaskManager
@@ -429,6 +433,67 @@ def test_both_sides_of_the_real_data_align(family: str, data_dir: Path) -> None:
     assert len(found.rows) == len(found.docs) == len(found.source_docs)
 
 
+# --- No hub -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("somewhere")
+@pytest.mark.parametrize(("name", "family"), [("xcopa_sw", "xcopa"), ("culturalbench_en", "culturalbench")])
+def test_a_hub_that_takes_no_connection_is_asked_once(
+    name: str, family: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", False)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    asked: list[tuple[str, int]] = []
+
+    def takes_none(host: str, port: int) -> bool:
+        asked.append((host, port))
+        return False
+
+    monkeypatch.setattr(families, "_takes_connections", takes_none)
+    loader, said, first = families.Loader(first_task(family)), [], 0
+    started = time.monotonic()
+    for _ in range(3):
+        with pytest.raises(XTransplantError, match=r"Couldn't reach '.*' on the Hub") as fault:
+            loader.load(name, name[-2:])
+        said.append(str(fault.value))
+        first = first or len(asked)
+    assert said[0] == said[1] == said[2]
+    assert set(asked) == {("huggingface.co", 443)} and len(asked) == first
+    assert time.monotonic() - started < 5
+    assert "Retrying" not in capfd.readouterr().err
+    # The client of the hub is as it was.
+    assert families._refuse_unreachable not in huggingface_hub.get_session().event_hooks["request"]
+
+
+def test_who_takes_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        families._takes_connections.cache_clear()
+        assert families._takes_connections("127.0.0.1", port)
+    families._takes_connections.cache_clear()
+    assert not families._takes_connections("127.0.0.1", port)
+    # An address that does not, beside one that does; and none that answers at all, as behind some firewalls.
+    with socket.socket() as other, socket.create_server(("127.0.0.1", 0)) as server:
+        other.bind(("127.0.0.1", 0))
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", each.getsockname()) for each in (other, server)]
+        monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: found)
+        assert families._takes_connections("two.example", 443)
+        waited: list[float] = []
+
+        def silence(_: selectors.DefaultSelector, seconds: float) -> list[None]:
+            time.sleep(0.01)
+            waited.append(seconds)
+            return []
+
+        monkeypatch.setattr(selectors.DefaultSelector, "select", silence)
+        monkeypatch.setattr(families, "_CONNECT_SECONDS", 0.1)
+        assert not families._takes_connections("none.example", 443)
+        assert 1 < len(waited) <= 10
+    families._takes_connections.cache_clear()
+
+
 # --- Refused ---------------------------------------------------------------------------------------------------------
 
 CUSTOM = ["task=custom", "task.key=row", "language_pair=en-fr"]
@@ -518,6 +583,7 @@ def line_of(family: str) -> str:
     shown = [settings(name) for name in names(family, *pairs(family)[0])[::2]]
     requests = sorted({str(each["output_type"]) for each in shown})
     shots = sorted({int(each.get("num_fewshot") or 0) for each in shown})
+    assert requests == [conf["requests"]], "what `xtransplant list tasks` says"
     gold = conf.get("gold")
     cells = [
         f"[{family}](../conf/task/{family}.yaml)", languages, direction(family), f"`{conf['key']}`",

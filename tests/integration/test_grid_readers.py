@@ -91,8 +91,9 @@ def test_a_finished_run_of_other_documents_is_not_taken_for_this_one(tmp_path: P
     file = tmp_path / "tasks" / changed
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace("The colour of", "A colour of").replace("{{question}}", "So: {{question}}"))
+    what = "documents" if changed == "en.jsonl" else r"questions \(prompts\)"
     for ask, own in ((run_grid, given), (run_evaluate, {"limit": 3})):
-        with pytest.raises(XTransplantError, match=r"changed since then: the documents of colour_choice_sw\. .*over"):
+        with pytest.raises(XTransplantError, match=rf"changed since then: the {what} of colour_choice_sw\. .*over"):
             ask(tmp_path, "choice", **own)
     again, _ = run_grid(tmp_path, "choice", **given, overwrite=True)
     assert again.manifest["tasks"] != first.manifest["tasks"]

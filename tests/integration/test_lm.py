@@ -271,3 +271,41 @@ def test_half_precision_keeps_its_answers(decoder: Decoder, tasks: Path) -> None
     for mine, other in zip(coarse, exact, strict=True):
         for [one], [two] in zip(mine, other, strict=True):
             assert one[0] == pytest.approx(two[0], abs=0.5)
+
+
+@pytest.mark.parametrize("layers", [None, [1, 0]])
+def test_a_language_pair_that_does_not_fit_the_harness_task(layers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused when the tasks are loaded, before the model is, with a transplant and without."""
+    from importlib.resources import files
+
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setattr(TaskManager, "load", TaskManager.load)  # put back afterwards
+
+    def load(name: str, **given: Any) -> None:
+        lm = TransplantLM.create_from_arg_obj({"model": "gemma3_270m", **given, "transplant.layers": layers})
+        folder = str(files("xtransplant.tasks") / "cldr")
+        TaskManager(include_path=folder, include_defaults=False).load([name])
+        assert callable(lm._decoder)
+
+    family = {"task": "cldr_language", "language_pair": "en-de"}
+    load("cldr_language_de", **family)
+    with pytest.raises(XTransplantError, match=r"No source prompts for cldr_language_sw: .* language_pair= that name"):
+        load("cldr_language_sw", **family)
+    if layers is None:
+        load("cldr_language_sw")  # any task, where no family is named
+    else:
+        with pytest.raises(XTransplantError, match="No source prompts for cldr_language_sw"):
+            load("cldr_language_sw")
+
+
+def test_a_harness_task_whose_data_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval.tasks import TaskManager
+
+    def load(*_: object) -> None:
+        raise ConnectionError("Couldn't reach 'Rowan/hellaswag' on the Hub (LocalEntryNotFoundError)")
+
+    monkeypatch.setattr(TaskManager, "load", load)
+    TransplantLM.create_from_arg_obj({})
+    with pytest.raises(XTransplantError, match=r"data could not be loaded: ConnectionError: .*hellaswag.*network"):
+        TaskManager(include_defaults=False).load(["hellaswag"])

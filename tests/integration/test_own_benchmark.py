@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.test_readme import commands
-from xtransplant import cli, record
+from xtransplant import cli, jobs, pairing, record
+from xtransplant.compose import compose
+from xtransplant.config import Split
 from xtransplant.grid import Grid
+from xtransplant.types import XTransplantError
 
 PAGE = "docs/own-benchmark.md"
 TEXT = (Path(__file__).resolve().parents[2] / PAGE).read_text(encoding="utf-8")
@@ -57,13 +62,16 @@ def test_its_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.delenv("XTRANSPLANT_DATA", raising=False)
     lines = [shlex.split(line)[1:] for line in commands(PAGE)]
     for arguments in lines:
-        if arguments[0] != "list":
+        if arguments[0] not in ("list", "select"):
             arguments = [*arguments, "model=hf", "model.path=model", "model.name=tiny"]
         assert cli.main(arguments) == 0
         if arguments[0] == "list":
             assert capsys.readouterr().out == "riddles  Riddles with three answers (2 languages)\n"
 
-    runs = {(run.manifest["condition"], *run.manifest["tasks"]): run for run in record.find_runs(["outputs/evaluate"])}
+    found = record.find_runs(["outputs/evaluate"])
+    (chosen,) = [run for run in found if run.manifest["language_pair"] == "de-en"]
+    assert chosen.manifest["condition"].startswith("overall") and chosen.manifest["tasks"]["riddles"]["documents"] == 2
+    runs = {(run.manifest["condition"], *run.manifest["tasks"]): run for run in found if run is not chosen}
     prompts = {
         ("vanilla", "riddles"): "{}\n-",
         ("ffn 3>0", "riddles"): "{}\n-",
@@ -84,7 +92,7 @@ def test_its_commands_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
             assert row["source_prompts"] == [f"{english['question']}\n-"]
 
     (grid,) = Path("outputs/grid").glob("tiny-riddles-de-en-*/grid.npz")
-    assert Grid.load(grid).scores[0].shape == (6, 4)
+    assert Grid.load(grid).scores[0].shape == (4, 4)
 
 
 def test_a_language_without_data_is_refused(
@@ -97,3 +105,77 @@ def test_a_language_without_data_is_refused(
     assert "task riddles has no such language" in capsys.readouterr().err
     assert cli.main([*line, "language_pair=en-fr", "task.languages.fr=fr"]) == 2
     assert "it has no file riddles/fr.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "riddles (de): 6 documents, sources from riddles (en)"),
+        (["task.tasks=[riddles_de]", "task.source_tasks=[riddles]"], "riddles_de: 6 documents, sources from riddles"),
+        (["language_pair=en-es"], "riddles (es): 5 documents, sources from riddles (en); 5 of the 6 documents of the "
+                                  "source side have a counterpart"),
+        (["language_pair=es-en", "task.unmatched=drop", "limit=2"], "riddles (en): 2 documents, sources from riddles "
+                                  "(es); 5 of the 6 documents of the target side have a counterpart"),
+    ],
+)  # fmt: skip
+def test_the_log_names_both_sides(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, overrides: list[str], said: str
+) -> None:
+    monkeypatch.chdir(folder)
+    rows = [dict(row, question=f"¿{row['question']}") for row in DOCUMENTS["en"][1:]]
+    Path("my-data/riddles/es.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    base = ["task=riddles", "language_pair=en-de", "task.languages.es=es"]
+    given: Any = compose("evaluate", [*base, *overrides], "my-conf")
+    caplog.set_level("INFO", "xtransplant")
+    jobs.load_pairs(given)
+    assert [each.message for each in caplog.records if each.name == "xtransplant.jobs"] == [said]
+
+
+YAML_FILE, DATA_FILE = "my-tasks/riddles.yaml", "my-data/riddles/de.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "overrides", "said"),
+    [
+        (DATA_FILE, '{"id": "sea"', '{"id": "sea', [], f"{DATA_FILE}, line 3: not JSON: "),
+        (DATA_FILE, '{"id": "red"', '[1]\n{"id": "red"', [], f"{DATA_FILE}, line 2: not a document. Write one a line"),
+        (DATA_FILE, None, "\n", [], f"{DATA_FILE}: no documents in it."),
+        (DATA_FILE, '"label": 0', '"label": 7', [], f"{DATA_FILE}, line 1: label: 7 is not the number of a choice."),
+        (YAML_FILE, "{{question}}", "{{qestion}}", [],
+         f"{YAML_FILE}: doc_to_text: the documents have no field qestion (did you mean question?). They have: id, q"),
+        (YAML_FILE, "test_split: test", "test_split: tets", [],
+         "the data has the split test, the task's test_split is tets. Give both the same name, in my-tasks/"),
+        ("my-conf/task/riddles.yaml", "{test: ", "{train: ", [],
+         "the data has the split train, the task's test_split is test."),
+        (YAML_FILE, "doc_to_choice", "doc_to_choise", [],
+         f"{YAML_FILE}, or what it includes: doc_to_choise: lm-eval has no such key (did you mean doc_to_choice, "),
+        (YAML_FILE, "output_type: m", "output_type m", [], f"{YAML_FILE} is not YAML, line 4: "),
+        (YAML_FILE, "multiple_choice", "multiple_choise", [], "Mend its YAML, my-tasks/riddles.yaml, or its data, my"),
+        (YAML_FILE, "target: label", "target: lable", [], "doc_to_target gives 'lable'"),
+        (YAML_FILE, "", "", ["task.data_dir=null"],
+         "Task riddles reads local files (dataset_path: json), and no folder is given (task.data_files: riddles/"),
+        (YAML_FILE, "", "", ["task.data_files.test=riddles/en.jsonl"], "Is {lang} missing in task.data_files"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_shown_where_it_is(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    old: str | None,
+    new: str,
+    overrides: list[str],
+    said: str,
+) -> None:
+    """And not looked for on the hub."""
+    for name in ("my-conf", "my-data", "my-tasks"):
+        shutil.copytree(folder / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XTRANSPLANT_DATA", raising=False)
+    path = tmp_path / file
+    path.write_text(new if old is None else path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+    given: Any = compose("evaluate", ["task=riddles", "language_pair=en-de", *overrides], "my-conf")
+    with pytest.raises(XTransplantError) as fault:
+        pairing.load(given.task, given.language_pair, Split.all, None)
+    assert said in str(fault.value)
+    assert "hub" not in str(fault.value)

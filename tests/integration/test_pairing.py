@@ -80,6 +80,54 @@ def test_what_is_not_parallel_is_refused(
     assert message.replace("question", "") in str(fault.value).replace("question", "")
 
 
+@pytest.mark.parametrize(
+    ("target", "labels", "said"),
+    [
+        ("lable", {}, "in 10 of 10 documents .* first in doc-0: doc_to_target gives 'lable', the choices are "
+                      "'nyekundu', 'kijani kibichi', 'buluu'.*doc_to_target: lable.*Fields of a document: .*label"),
+        ("label", {4: 3, 7: -1}, "in 2 of 10 documents .* first in doc-4: doc_to_target gives 3,"),
+        ("{{choices[label] ~ '.'}}", {}, ".* doc_to_target gives 'nyekundu.'"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_none_of_the_choices_is_refused(
+    tmp_path: Path, target: str, labels: dict[int, int], said: str
+) -> None:
+    rows = [row | {"label": labels.get(n, row["label"])} for n, row in enumerate(documents("sw"))]
+    path = write_tasks(tmp_path, sw=rows) / "choice_sw.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("target: label", f'target: "{target}"'), encoding="utf-8")
+    with pytest.raises(XTransplantError, match=f"colour_choice_sw: {said}"):
+        load(tmp_path)
+
+
+def test_an_answer_may_be_a_choice_or_several(tmp_path: Path) -> None:
+    for target in ("{{choices[label]}}", "{{[label, 2]}}"):
+        path = write_tasks(tmp_path) / "choice_sw.yaml"
+        text = path.read_text(encoding="utf-8").replace("target: label", f'target: "{target}"')
+        path.write_text(text, encoding="utf-8")
+        assert len(load(tmp_path).rows) == 10
+    # With a context for each choice, the text says which one is right.
+    assert len(load(tmp_path, tasks=["colour_contexts_{lang}"]).rows) == 10
+
+
+def test_one_file_for_two_languages_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tasks(tmp_path, sw=documents("en"))
+    with pytest.raises(
+        pairing.AlignmentError, match=r"colour_choice_sw \(sw\) and colour_choice_en \(en\): all 10 doc"
+    ):
+        load(tmp_path)
+    pair = LanguagePairConfig("en-GB", "en")  # not two languages
+    assert pairing.load(config(tmp_path, languages={"en-GB": "sw"}), pair, Split.all, None)[0].rows
+    assert not caplog.records
+    # Equal prompts alone may be meant, and so may some equal documents.
+    write_tasks(tmp_path, sw=[ours | {"choices": theirs["choices"]}
+                              for ours, theirs in zip(documents("en"), documents("sw"), strict=True)])  # fmt: skip
+    assert load(tmp_path).rows
+    assert "all 10 documents ask the same in both languages" in caplog.text
+    caplog.clear()
+    write_tasks(tmp_path, sw=[*documents("en")[:9], *documents("sw")[9:]])
+    assert load(tmp_path).rows and not caplog.records
+
+
 def test_documents_without_a_counterpart_are_refused_or_dropped(tmp_path: Path) -> None:
     folder = write_tasks(tmp_path, en=documents("en")[:7])
     with pytest.raises(pairing.AlignmentError, match=r"3 of 10 documents have no counterpart .* doc-7, doc-8, doc-9"):
@@ -285,3 +333,17 @@ def test_labels_have_to_agree_in_the_half_that_is_evaluated(tmp_path: Path) -> N
     for split in (Split.unseen, Split.all):
         with pytest.raises(pairing.AlignmentError, match="the gold label agrees in"):
             pairing.load(given, PAIR, split, None)
+
+
+def test_a_task_file_that_is_not_yaml(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path / "tasks")
+    (folder / "antonyms.yaml").write_text("task: antonyms\ntest_split: [test\ndoc_to_text: x\n", encoding="utf-8")
+    (folder / "synonyms.yaml").write_text("task: synonyms\ninclude: nowhere\n", encoding="utf-8")
+    (folder / "riddles.yaml").write_text("task: riddles\ninclude: antonyms.yaml\n", encoding="utf-8")
+    for name, said in (
+        ("antonyms", r"tasks/antonyms\.yaml is not YAML, line \d: .*Mend the file\.$"),
+        ("riddles", r"tasks/antonyms\.yaml is not YAML, line \d"),
+        ("synonyms", r"tasks/synonyms\.yaml cannot be read: .*nowhere"),
+    ):
+        with pytest.raises(XTransplantError, match=said):
+            load(folder, tasks=[name])

@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "config": {"types"},
     "checks": {"types", "config"},
-    "catalogue": {"types", "checks"},
+    "catalogue": {"types", "config", "checks"},
     "disk": set(),
     "logs": set(),
     "embedded": {"types", "disk"},
