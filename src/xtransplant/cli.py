@@ -33,7 +33,6 @@ from xtransplant.config import (
     JobConfig,
     SelectConfig,
     StrategiesConfig,
-    listed,
 )
 from xtransplant.types import XTransplantError
 
@@ -230,7 +229,7 @@ def run(config: JobConfig) -> None:
     elif isinstance(config, DoctorConfig):
         jobs.doctor(config)
     else:
-        jobs.summarize(listed(config.runs))
+        jobs.summarize(config)
 
 
 def _sweep(job: str, hydra: Any, config_name: str, overrides: list[str], count: int) -> int:
