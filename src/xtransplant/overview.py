@@ -268,11 +268,13 @@ def _digest(value: Any) -> str:
 
 
 def _samples(run: Run, task: str) -> list[dict[str, Any]]:
+    """Of each document its key, filter and metrics; the prompts, most of a file, are not kept."""
     path = run.folder / f"samples_{task}.jsonl"
     try:
         with path.open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
+            rows = map(json.loads, lines)
+            return [{name: row.get(name) for name in ("key", "filter", "metrics", *row["metrics"])} for row in rows]
+    except (OSError, ValueError, KeyError) as error:
         raise XTransplantError(f"{path} cannot be read: {error}. Run again with overwrite=true.") from error
 
 

@@ -317,7 +317,7 @@ def _text(pieces: Sequence[_Piece]) -> str:
 
 def _markdown(pieces: Sequence[_Piece]) -> str:
     def escape(text: str) -> str:
-        return re.sub(r"([\\|*`\[\]])", r"\\\1", text).replace("<", "&lt;")
+        return re.sub(r"([\\|*\[\]])", r"\\\1", text).replace("<", "&lt;")
 
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(map(escape, cells))} |"

@@ -12,23 +12,23 @@ from tests.unit.runs import made_run
 from xtransplant import stats
 from xtransplant.overview import Unfinished, overview
 
-DOWN = {"red": [1, 1, 1, 1, 1, 1, 0, 0, 1, 0]}  # vanilla's
-MOVED = {"red": [0, 0, 0, 0, 0, 0, 0, 0, 1, 0]}
+VANILLA = [1, 1, 1, 1, 1, 1, 0, 0, 1, 0]
+MOVED = [0, 0, 0, 0, 0, 0, 0, 0, 1, 0]
 
 
 def test_a_difference_is_paired_by_document_whatever_the_order_of_the_samples(tmp_path: Path) -> None:
-    runs = [made_run(tmp_path, "vanilla", **DOWN), made_run(tmp_path, "ffn 3>1", **MOVED)]
+    runs = [made_run(tmp_path, "vanilla", red=VANILLA), made_run(tmp_path, "ffn 3>1", red=MOVED)]
     [block] = overview(runs).blocks
     [row] = block.rows
     cell = row.cells["ffn 3>1"]
     assert (block.metric, block.conditions, row.label) == ("acc", ["vanilla", "ffn 3>1"], "en-sw")
-    assert (cell.score, cell.documents, cell.trivial) == (pytest.approx(0.1), 10, 0.25)
+    assert (cell.score, cell.documents, cell.trivial) == pytest.approx((0.1, 10, 0.25))
     assert cell.difference == pytest.approx(-0.6)
-    # Six documents got worse, none better: 2 / 2^6. Unpaired by one row it would not be.
+    # Six documents got worse, none better: 2 / 2^6.
     assert cell.p == pytest.approx(0.03125)
     assert cell.test == "McNemar's test"
-    assert cell.interval == stats.paired_interval(np.array(MOVED["red"]), np.array(DOWN["red"]))
-    assert cell.stderr == pytest.approx((0.09 / 9 * 10 / 10) ** 0.5)  # variance 0.09 * 10 / 9, of ten documents
+    assert cell.interval == stats.paired_interval(np.array(MOVED), np.array(VANILLA))
+    assert cell.stderr == pytest.approx(0.1)  # variance 0.9 / 9, of ten documents
     vanilla = row.cells["vanilla"]
     assert (vanilla.difference, vanilla.interval, vanilla.p) == (None, None, None)
 
@@ -40,7 +40,7 @@ def test_the_documents_of_several_tasks_are_pooled(tmp_path: Path) -> None:
     ]
     [block] = overview(runs).blocks
     cell = block.rows[0].cells["ffn 3>1"]
-    assert (cell.score, cell.difference, cell.documents) == (pytest.approx(4 / 6), pytest.approx(2 / 6), 6)
+    assert (cell.score, cell.difference, cell.documents) == pytest.approx((4 / 6, 2 / 6, 6))
     assert cell.p == pytest.approx(2 * (1 + 4) / 2**4)  # three up, one down
 
 
@@ -57,8 +57,8 @@ def test_averages_over_documents_and_over_languages(tmp_path: Path) -> None:
     assert [row.label for row in block.rows] == ["en-de", "en-sw", "en-tr"]
     assert [row.label for row in block.averaged] == ["en-de", "en-sw"]
     micro, macro = block.averages["micro"], block.averages["macro"]
-    assert (micro["vanilla"].score, macro["vanilla"].score) == (pytest.approx(3 / 6), pytest.approx(0.5))
-    assert (micro["ffn 3>1"].score, macro["ffn 3>1"].score) == (pytest.approx(4 / 6), pytest.approx(0.5))
+    assert (micro["vanilla"].score, macro["vanilla"].score) == pytest.approx((3 / 6, 0.5))
+    assert (micro["ffn 3>1"].score, macro["ffn 3>1"].score) == pytest.approx((4 / 6, 0.5))
     assert micro["ffn 3>1"].difference == pytest.approx(1 / 6)
     assert macro["ffn 3>1"].difference == pytest.approx(0.0)
     for average in (micro["ffn 3>1"], macro["ffn 3>1"]):
@@ -157,8 +157,8 @@ def test_scores_between_0_and_1_are_resampled_and_their_signs_flipped(tmp_path: 
 
 def test_worst_first_with_p_adjusted_for_all_of_them(tmp_path: Path) -> None:
     runs = [
-        made_run(tmp_path, "vanilla", **DOWN),
-        made_run(tmp_path, "ffn 3>1", **MOVED),
+        made_run(tmp_path, "vanilla", red=VANILLA),
+        made_run(tmp_path, "ffn 3>1", red=MOVED),
         made_run(tmp_path, "vanilla", "en-de", red=[1, 0]),
         made_run(tmp_path, "ffn 3>1", "en-de", red=[0, 0]),
         made_run(tmp_path, "attn 3>1", "en-de", red=[1, 1]),
