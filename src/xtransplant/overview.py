@@ -208,7 +208,7 @@ class _Part:
 
 def _parts(run: Run) -> list[_Part]:
     facts, args = run.manifest, run.results["config"]["model_args"]
-    templates = _templates(args, facts["language_pair"])
+    templates = _templates(args)
     by_metric: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for name in facts["tasks"]:
         samples = _samples(run, name)
@@ -305,7 +305,7 @@ def _scores(samples: Sequence[Mapping[str, Any]], metric: str, mean: float, docu
     return scores if math.isclose(found, mean, rel_tol=1e-6, abs_tol=1e-9) else {}
 
 
-def _templates(args: Mapping[str, Any], pair: str) -> dict[str, str]:
+def _templates(args: Mapping[str, Any]) -> dict[str, str]:
     """Task -> its name before the language was filled in: parallel documents have the same."""
     task, languages = args.get("task") or {}, args.get("language_pair")
     if not task.get("tasks") or not isinstance(languages, Mapping):
