@@ -252,6 +252,12 @@ def validate(config: JobConfig, num_layers: int | None = None, unclear: Collecti
             for pattern in listed(config.runs)
             if not isinstance(pattern, str) or not folders(pattern)
         ]
+    if isinstance(config, SummarizeConfig) and config.output is not None and not _is_unclear("output", unclear):
+        path = Path(config.output).expanduser()
+        if path.is_dir():
+            faults.append(f"output={config.output}: a folder. Give a file, e.g. output={path / 'summary.txt'}.")
+        elif path.exists() and not config.overwrite:
+            faults.append(f"output={config.output}: there is one. Give another, or replace it with overwrite=true.")
     return faults
 
 

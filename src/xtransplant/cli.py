@@ -32,7 +32,6 @@ from xtransplant.config import (
     JobConfig,
     SelectConfig,
     StrategiesConfig,
-    listed,
 )
 from xtransplant.types import XTransplantError
 
@@ -274,7 +273,7 @@ def run(config: JobConfig, shown: bool = True) -> Path | None:
     elif isinstance(config, DoctorConfig):
         jobs.doctor(config)
     else:
-        jobs.summarize(listed(config.runs))
+        jobs.summarize(config)
     return None
 
 

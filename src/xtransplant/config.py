@@ -334,14 +334,24 @@ class DoctorConfig:
     )
 
 
+class Form(Enum):
+    text = "text"
+    csv = "csv"
+    markdown = "markdown"
+    latex = "latex"
+
+
 @dataclass
 class SummarizeConfig:
-    """one table of finished runs"""
+    """finished runs beside each other: conditions against vanilla, averages, who got worse"""
 
     runs: Any = field(
         default_factory=lambda: ["outputs/evaluate/*"],
         metadata={"help": "folders of runs; patterns with * are expanded", "type": "folder or [folder, …]"},
     )
+    format: Form = field(default=Form.text, metadata={"help": "csv has a line per cell, with all digits"})
+    output: str | None = field(default=None, metadata={"help": "file to write to; null: standard output"})
+    overwrite: bool = field(default=False, metadata={"help": "replace the output file if there is one"})
 
 
 TaskJob = EvaluateConfig | GridConfig

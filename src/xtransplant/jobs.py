@@ -6,21 +6,26 @@ import json
 import logging
 import re
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from xtransplant import families, grading, loading, logs, models, pairing, record, selection, tables
+from xtransplant import families, grading, loading, logs, models, overview, pairing, record, selection, tables
 from xtransplant.config import (
     DoctorConfig,
     EvaluateConfig,
     LanguagePairConfig,
     PromptLanguages,
+    SummarizeConfig,
     TaskJob,
     config_hash,
     departures,
     identity,
+    listed,
     run_name,
     short_name,
     to_dict,
@@ -84,7 +89,7 @@ def _evaluate(config: EvaluateConfig, folder: Path) -> None:
         manifest = facts_of_run(config, lm, pairs) | {
             "job": "evaluate",
             "config_hash": config_hash(config, models.num_layers(config.model), content),
-            "condition": _condition(config, lm, chosen),
+            "condition": _condition(config, lm.layer_pairs, chosen),
             "transplant": _transplanted(config, lm, chosen),
             "timings": {
                 "tasks_seconds": loaded - started,
@@ -239,9 +244,55 @@ def _transplanted(config: EvaluateConfig, lm: TransplantLM, chosen: Selection | 
     }
 
 
-def summarize(runs: list[str]) -> None:
-    """Print the table over any set of finished runs."""
-    print(tables.summary_table(record.find_runs(runs)))
+def summarize(config: SummarizeConfig) -> None:
+    """Any set of finished runs beside each other, on standard output or in a file.
+
+    Raises:
+        XTransplantError: no run is finished, a run's files were changed since, or the file cannot be written.
+    """
+    places = listed(config.runs)
+    found = tables.summary(record.find_runs(places), config.format.value, unfinished(places))
+    if config.output is None:
+        print(found)
+        return
+    path = Path(config.output).expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record.write(path, f"{found}\n")
+    except OSError as error:
+        raise XTransplantError(
+            f"output={config.output}: cannot be written ({error.strerror}). Give a file in a folder of yours."
+        ) from error
+    print(path)
+
+
+def unfinished(places: Iterable[str]) -> list[overview.Unfinished]:
+    """The runs of `evaluate` in or below folders (or patterns) that have no result: failed, or not finished yet."""
+    found = []
+    for folder, why in record.find_unfinished(places):
+        status = "not finished" if why is None else "failed"
+        facts: dict[str, Any] | None
+        try:
+            config = OmegaConf.to_object(
+                OmegaConf.merge(OmegaConf.structured(EvaluateConfig), OmegaConf.load(folder / "config.yaml"))
+            )
+            assert isinstance(config, EvaluateConfig)
+            facts = _place_of(config)
+        except (OSError, yaml.YAMLError, OmegaConfBaseException, XTransplantError):
+            facts = None  # it came to nothing before it was begun, or what it names is gone
+        found.append(overview.Unfinished(folder, status, why or "", facts))
+    return found
+
+
+def _place_of(config: EvaluateConfig) -> dict[str, Any]:
+    """Of a run that may not have been made: what says where it belongs in an overview."""
+    chosen, layers = selection.of_run(config), models.num_layers(config.model)
+    given = config.transplant.layers
+    pairs = [] if given is None else LayerPair.parse_several(given, layers or 10**6)
+    return _labels(config) | {
+        "condition": _condition(config, pairs, chosen),
+        "model_args": identity(config, layers, None if chosen is None else chosen.as_dict()),
+    }
 
 
 def doctor(config: DoctorConfig) -> None:
@@ -358,18 +409,27 @@ def harness(lm: TransplantLM, pairs: list[pairing.Pairing], config: TaskJob) -> 
     return plain | {"configs": json.loads(re.sub(r" at 0x[0-9a-f]+", "", configs))}
 
 
-def _condition(config: EvaluateConfig, lm: TransplantLM, chosen: Selection | None) -> str:
+def _condition(config: EvaluateConfig, pairs: Sequence[LayerPair], chosen: Selection | None) -> str:
     """What was done to the model, in a few words: the column in a table."""
     both = " (both prompts)" if config.prompt is PromptLanguages.both else ""
     if chosen is not None:
         what = chosen.strategy
-    elif lm.layer_pairs:
-        layers = ", ".join(f"{pair.source}>{pair.target}" for pair in lm.layer_pairs)
+    elif pairs:
+        layers = ", ".join(f"{pair.source}>{pair.target}" for pair in pairs)
         what = f"{config.transplant.component.value} {layers}"
     else:
         return f"vanilla{both}"
     how = departures(selection.effective(config, chosen).transplant)
     return what + (f" ({', '.join(how)})" if how else "") + both
+
+
+def _labels(config: TaskJob) -> dict[str, str]:
+    return {
+        "model_name": short_name(config.model),
+        "task_name": config.task.name,
+        "language_pair": f"{config.language_pair.source}-{config.language_pair.target}",
+        "split": config.split.value,
+    }
 
 
 def facts_of_run(config: TaskJob, lm: TransplantLM, pairs: list[pairing.Pairing]) -> dict[str, Any]:
@@ -390,10 +450,7 @@ def facts_of_run(config: TaskJob, lm: TransplantLM, pairs: list[pairing.Pairing]
             "prompts_sha256": pairing.prompts_digest(found.target.instances),
         }
     return {
-        "model_name": short_name(config.model),
-        "task_name": config.task.name,
-        "language_pair": f"{config.language_pair.source}-{config.language_pair.target}",
-        "split": config.split.value,
+        **_labels(config),
         "seed": config.seed,
         "model": loading.load(config.model).provenance,
         "environment": record.environment(),

@@ -87,7 +87,8 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
     ]
     content = {"job": job, "command": _command(arguments), "started": started, "runs": outcomes}
     record.write(place / RECORD, record.as_json(content))
-    _show(request.runs, [Path(each["folder"]) for each in outcomes if each["folder"] and each["status"] in _DONE])
+    done = [Path(each["folder"]) for each in outcomes if each["folder"] and each["status"] in _DONE]
+    _show(request.runs, done, [folder for folder in folders if folder is not None])
     missing = [each for each in outcomes if each["status"] not in _DONE]
     if broken is not None and not missing:
         raise broken
@@ -152,15 +153,21 @@ def _outcome(path: Path, folder: Path | None) -> dict[str, Any]:
     return found
 
 
-def _show(runs: Sequence[JobConfig], folders: Sequence[Path]) -> None:
-    """One table over what is finished."""
-    from xtransplant import grid_jobs, record, tables
+def _show(runs: Sequence[JobConfig], folders: Sequence[Path], begun: Sequence[Path]) -> None:
+    """One table over what is finished; what is not has a place in it.
+
+    Args:
+        begun: all folders of the sweep.
+    """
+    from xtransplant import grid_jobs, jobs, record, tables
 
     folders = [folder for folder in dict.fromkeys(folders) if (folder / record.MANIFEST).is_file()]
     if not folders:
         return
     if isinstance(runs[0], EvaluateConfig):
-        print(f"\n{tables.summary_table([run for run in map(record.load_run, folders) if run is not None])}")
+        finished = [run for run in map(record.load_run, folders) if run is not None]
+        unfinished = jobs.unfinished([str(folder) for folder in dict.fromkeys(begun) if folder.is_dir()])
+        print(f"\n{tables.summary(finished, unfinished=unfinished)}")
     else:
         print(f"\n{grid_jobs.show_all(folders)}")
 

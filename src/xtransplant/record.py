@@ -25,6 +25,7 @@ from xtransplant.types import XTransplantError
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+CONFIG = "config.yaml"
 FAILED = "failed.json"  # why a run was not finished: in its folder until it is begun again
 FORMAT = 1
 _PACKAGES = (
@@ -100,7 +101,7 @@ def open_run(folder: Path, config: str, keep: str | None = None) -> None:
                 elif not path.is_dir():
                     path.unlink()
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder / "config.yaml", config)
+        write(folder / CONFIG, config)
     except OSError as error:
         raise _unwritable(folder, error) from error
 
@@ -156,8 +157,12 @@ def find_runs(places: Iterable[str], job: str = "evaluate", key: str = "runs") -
         found = [run for run in map(load_run, (path.parent for path in manifests)) if run is not None]
         wanted = [run for run in found if run.manifest["job"] == job]
         if not wanted:
+            begun = find_unfinished([place], job)
+            failed = [f"{folder} failed: {why}" for folder, why in begun if why is not None]
+            more = f", {len(begun)} begun{f': {failed[0]}' if failed else ''}" if begun else ""
             raise XTransplantError(
-                f"{key}: {place} holds no finished run of {job}. Give folders of such runs, e.g. {key}=[outputs/{job}]."
+                f"{key}: {place} holds no finished run of {job}{more}. Give folders of such runs, e.g. "
+                f"{key}=[outputs/{job}]."
             )
         runs |= {run.folder: run for run in wanted}
     return list(runs.values())
@@ -197,6 +202,27 @@ def _fail(folder: Path, facts: Mapping[str, Any]) -> None:
             write(folder / FAILED, as_json(facts))
     except OSError as error:
         log.warning("%s cannot be written: %s.", folder / FAILED, error.strerror)
+
+
+def find_unfinished(places: Iterable[str], job: str = "evaluate") -> list[tuple[Path, str | None]]:
+    """Folders of a job's runs, in or below the given ones, that have no manifest; and what was said if they failed."""
+    begun = {
+        path.parent
+        for place in places
+        for folder in folders(place)
+        for name in (CONFIG, FAILED)
+        for path in folder.rglob(name)
+    }
+    found = []
+    for folder in sorted(begun):
+        if folder.resolve().parent.name != job or (folder / MANIFEST).is_file():
+            continue
+        try:
+            why = str(json.loads((folder / FAILED).read_text(encoding="utf-8"))["error"])
+        except (OSError, ValueError, KeyError, TypeError):
+            why = None
+        found.append((folder, why))
+    return found
 
 
 def write(path: Path, text: str) -> None:

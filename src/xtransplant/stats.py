@@ -8,6 +8,7 @@ are deterministic for a seed, and raise ValueError on empty input, NaN or shapes
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,17 +41,47 @@ def bootstrap_intervals(values: np.ndarray, level: float = 0.95, resamples: int 
     values = _checked(values, 2)
     if not 0 < level < 1:
         raise ValueError(f"level={level} is not between 0 and 1")
-    documents = len(values)
+    tail = (1 - level) / 2
+    return np.quantile(resampled_means([values], [range(len(values))], resamples, seed)[0], [tail, 1 - tail], axis=0).T
+
+
+def resampled_means(
+    groups: Sequence[np.ndarray], units: Sequence[Sequence[Hashable]], resamples: int = 10_000, seed: int = 0
+) -> np.ndarray:
+    """Means of the columns of several groups, e.g. languages, over resamples of their documents: [G, resamples, C].
+
+    Every group keeps its number of documents. Those that are one unit, such as a question and its translations, are
+    drawn together: units are drawn with replacement among the units that are in the same groups.
+
+    Args:
+        groups: [D, C] each, D may differ.
+        units: of each group the unit of each document, every one of them once.
+    """
+    groups = [_checked(group, 2) for group in groups]
+    places: dict[Hashable, dict[int, int]] = {}  # unit -> group -> its row there
+    for number, (group, names) in enumerate(zip(groups, units, strict=True)):
+        if len(set(names)) != len(group) or len(names) != len(group):
+            raise ValueError(f"{len(group)} documents need as many units, each once")
+        for row, unit in enumerate(names):
+            places.setdefault(unit, {})[number] = row
+    strata: dict[tuple[int, ...], list[dict[int, int]]] = {}
+    for where in places.values():
+        strata.setdefault(tuple(where), []).append(where)
+    parts = [
+        (len(members), [(number, groups[number][[where[number] for where in members]]) for number in numbers])
+        for numbers, members in strata.items()
+    ]
     generator = np.random.default_rng(seed)
-    means = np.empty((resamples, values.shape[1]))
+    means = np.zeros((len(groups), resamples, groups[0].shape[1]))
     for start in range(0, resamples, _CHUNK):
         rows = min(_CHUNK, resamples - start)
-        drawn = generator.integers(documents, size=(rows, documents)) + documents * np.arange(rows)[:, None]
-        # How often each document was drawn [rows, D]: a resample's mean is a product with it.
-        counts = np.bincount(drawn.ravel(), minlength=rows * documents).reshape(rows, documents)
-        means[start : start + rows] = counts @ values / documents
-    tail = (1 - level) / 2
-    return np.quantile(means, [tail, 1 - tail], axis=0).T
+        for size, members_of in parts:
+            drawn = generator.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]
+            # How often each unit was drawn [rows, size]: a resample's sum is a product with it.
+            counts = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
+            for number, values in members_of:
+                means[number, start : start + rows] += counts @ values / len(groups[number])
+    return means
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,27 +1,29 @@
-"""Results as tables that a person reads in a terminal."""
+"""Results as text: for a terminal, a spreadsheet, a web page, a paper."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
+import csv
+import io
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from xtransplant.answer_language import CONSISTENCY, JUDGED, METRICS
+from xtransplant.answer_language import CONSISTENCY, JUDGED
+from xtransplant.overview import GUESSED, MICRO, UNPARSED, Block, Cell, Overview, Unfinished, overview
 from xtransplant.record import Run
+from xtransplant.types import STRATEGIES
 
-_LEGEND = """\
-Accuracy (acc) on the pair's target language, the second; in brackets, the difference to the vanilla model.
-ffn I>J (attn I>J): the feed-forward (attention) output of layer I, read at the last token of the prompt in the source
-language, put in place of layer J's at the last token of the same prompt in the target language. A strategy's name
-(overall, vote, …): what its selection says, see `xtransplant select`.
-trivial: a guess that does not read the question. With 50 documents, differences below about 0.1 can be chance."""
-_UNPARSED = "unparsed"  # as tasks call the share of answers that their rule cannot read
-# Columns beside the accuracy, where a run has them, and what they say.
+# Metrics that are shown beside the main one, where a run has them, and what they say.
 _BESIDE = {
-    _UNPARSED: "share of answers in which the task's rule finds no option; they count as wrong.",
-    CONSISTENCY: "0.75 of 40%: of 40% of the answers the language can be told, 0.75 of them are in the target's.",
+    UNPARSED: "share of answers in which the task's rule finds no option; they count as wrong",
+    CONSISTENCY: "0.75 of 40%: of 40% of the answers the language can be told, 0.75 of them are in the target's",
 }
+# Columns of a terminal. A table that is wider is turned: a row per condition.
+_WIDTH = 120
+# How many of the comparisons are named that are worse than vanilla.
+_WORST = 10
 
 
 def run_table(run: Run) -> str:
@@ -31,7 +33,7 @@ def run_table(run: Run) -> str:
         metrics = _metrics(run.results["results"][name])
         shares = {metric: value for metric, value, _ in metrics}
         for metric, value, error in metrics:
-            baseline = facts["trivial_baseline"] if metric in ("acc", "exact_match") else None
+            baseline = facts["trivial_baseline"] if metric in GUESSED else None
             # The only metric that some documents do not have.
             share = shares.get(metric.replace(CONSISTENCY, JUDGED), 1.0) if metric.startswith(CONSISTENCY) else 1.0
             documents = round(share * facts["documents"])
@@ -39,86 +41,362 @@ def run_table(run: Run) -> str:
     return table(["task", "metric", "value ± stderr", "trivial", "documents"], rows)
 
 
-def summary_table(runs: Sequence[Run]) -> str:
-    """Many runs: a row per model, task family, language pair and settings, a column per condition.
+# --- Many runs -----------------------------------------------------------------------------------------------------
 
-    Accuracy (the first metric where there is none), averaged over the documents of the family's tasks. Only runs that
-    differ in nothing but the transplant share a row; a column `settings` tells rows apart that look alike. A column
-    `unparsed` and one `language_consistency`, where a run has such a metric, hold a value for each condition.
+
+@dataclass(frozen=True)
+class _Heading:
+    text: str
+
+
+@dataclass(frozen=True)
+class _Table:
+    header: list[str]
+    rows: list[list[str]]
+    tail: list[list[str]] = field(default_factory=list)  # rows below a rule
+
+
+@dataclass(frozen=True)
+class _Notes:
+    lines: list[str]
+
+
+_Piece = _Heading | _Table | _Notes
+
+
+def summary(runs: Sequence[Run], form: str = "text", unfinished: Sequence[Unfinished] = ()) -> str:
+    """Runs of `evaluate` beside each other; what is computed, and from what, is in `overview`.
+
+    Args:
+        form: `csv` has a line per cell and average with all numbers as they are. `text`, `markdown` and `latex` are to
+            be read: for each model, task, half, metric and settings a table with a row per language pair and a column
+            per condition (the other way round if that is wider than a terminal), then which cells are worse than
+            vanilla, worst first. `latex` needs the package booktabs.
+        unfinished: runs without a result, named where theirs would be.
+
+    Raises:
+        XTransplantError: a run's samples cannot be read.
     """
-    cells: dict[tuple[str, ...], dict[str, tuple[float, float | None, int]]] = {}
-    beside: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
-    named = [((*_label(run), _settings(run)), str(run.manifest["condition"])) for run in runs]
-    for run, (row, condition) in zip(runs, named, strict=True):
-        if named.count((row, condition)) > 1:  # e.g. two selections by one strategy
-            condition += f" #{run.manifest['config_hash'][:4]}"
-        cells.setdefault(row, {})[condition] = _pooled(run)
-        beside.setdefault(row, {})[condition] = _beside(run)
-    conditions = sorted({each for found in cells.values() for each in found}, key=lambda c: (c != "vanilla", c))
-    shown = [name for name in _BESIDE if any(name in each for found in beside.values() for each in found.values())]
-    alike = len({row[:-1] for row in cells}) < len(cells)
-    rows = []
-    for row, found in sorted(cells.items()):
-        vanilla = found.get("vanilla")
-        line = list(row if alike else row[:-1])
-        for condition in conditions:
-            cell = found.get(condition)
-            text = "-" if cell is None else f"{cell[0]:.3f}"
-            if cell is not None and vanilla is not None and condition != "vanilla":
-                text += f" ({cell[0] - vanilla[0]:+.3f})"
-            line.append(text)
-        some = next(iter(found.values()))
-        more = [" / ".join(beside[row].get(each, {}).get(name, "-") for each in conditions) for name in shown]
-        rows.append([*line, _number(some[1]), *more, str(some[2])])
-    header = ["model", "task", "pair", "split", *(["settings"] if alike else []), *conditions, "trivial", *shown]
-    legend = ["Beside it, a value for each condition:"] * bool(shown) + [f"{name}: {_BESIDE[name]}" for name in shown]
-    return "\n".join([table([*header, "documents"], rows), "", _LEGEND, *legend])
+    found = overview(runs, unfinished)
+    if form == "csv":
+        return _csv(found)
+    write = {"text": _text, "markdown": _markdown, "latex": _latex}[form]
+    turned = [_columns(_upright(block)) > _WIDTH for block in found.blocks]
+    pieces = [piece for block, turn in zip(found.blocks, turned, strict=True) for piece in _block(block, turn)]
+    pieces.append(_Notes([f"{each.folder.name}: {_said(each)}" for each in found.unplaced]))
+    pieces += [_Notes(_legend(found, any(turned))), *_worst(found)]
+    return write([piece for piece in pieces if not isinstance(piece, _Notes) or piece.lines])
 
 
-def _label(run: Run) -> tuple[str, ...]:
-    return tuple(str(run.manifest[key]) for key in ("model_name", "task_name", "language_pair", "split"))
+def _block(block: Block, turned: bool) -> list[_Piece]:
+    pieces: list[_Piece] = [_Heading(_title(block))]
+    pieces += _turned(block) if turned else [_upright(block)]
+    for name in _BESIDE:
+        cells = [cell for row in block.rows for cell in row.cells.values()]
+        if any(name in cell.beside or (name == CONSISTENCY and JUDGED in cell.beside) for cell in cells):
+            pieces += _beside(block, name, turned)
+    return [*pieces, _Notes(_remarks(block))]
 
 
-def _settings(run: Run) -> str:
-    """Six hex digits of all that was configured, the condition apart, and of the documents that were evaluated."""
-    configured = {**run.results["config"]["model_args"], "transplant": None, "selection": None, "prompt": None}
-    documents = [facts["keys_sha256"] for _, facts in sorted(run.manifest["tasks"].items())]
-    text = json.dumps([configured, documents], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
+def _title(block: Block) -> str:
+    labels = [block.model, block.task, block.split, *([block.settings] if block.settings else [])]
+    return f"{', '.join(labels)}: {block.metric}{'' if block.higher_is_better else ' (lower is better)'}"
 
 
-def _pooled(run: Run) -> tuple[float, float | None, int]:
-    tasks = run.manifest["tasks"]
-    documents = sum(facts["documents"] for facts in tasks.values())
-    total, trivial = 0.0, 0.0
-    for name, facts in tasks.items():
-        metrics = {metric: value for metric, value, _ in _metrics(run.results["results"][name])}
-        first = next(value for metric, value in metrics.items() if metric.partition(" ")[0] not in METRICS)
-        total += metrics.get("acc", first) * facts["documents"]
-        trivial += (facts["trivial_baseline"] or 0.0) * facts["documents"]
-    known = all(facts["trivial_baseline"] is not None for facts in tasks.values())
-    return total / documents, trivial / documents if known else None, documents
+def _upright(block: Block) -> _Table:
+    """A row per language pair, a column per condition."""
+
+    def line(label: str, cells: Mapping[str, Cell], missing: Mapping[str, Unfinished]) -> list[str]:
+        return [label, *_common(cells), *(_whole(cells.get(name), missing.get(name)) for name in block.conditions)]
+
+    rows = [line(row.label, row.cells, row.missing) for row in block.rows]
+    tail = [line(kind, cells, {}) for kind, cells in block.averages.items()]
+    return _Table(["pair", "docs", "trivial", *block.conditions], rows, tail)
 
 
-def _beside(run: Run) -> dict[str, str]:
-    """The columns `_BESIDE` that a run has, over all documents of its tasks."""
-    rates: list[tuple[int, dict[str, float]]] = []
-    for name, facts in run.manifest["tasks"].items():
-        values: dict[str, float] = {}
-        for metric, value, _ in _metrics(run.results["results"][name]):
-            values.setdefault(metric.partition(" ")[0], value)  # of several filters the first
-        rates.append((facts["documents"], values))
-    found = {}
-    read = [(count, values[_UNPARSED]) for count, values in rates if _UNPARSED in values]
-    if read:
-        found[_UNPARSED] = _number(sum(count * value for count, value in read) / sum(count for count, _ in read))
-    told = [(count, values) for count, values in rates if JUDGED in values]
-    if told:
-        judged = sum(count * values[JUDGED] for count, values in told)
-        right = sum(count * values[JUDGED] * values.get(CONSISTENCY, 0.0) for count, values in told)
-        share = judged / sum(count for count, _ in told)
-        found[CONSISTENCY] = f"{_number(right / judged if judged else None)} of {share:.0%}"
-    return found
+def _turned(block: Block) -> list[_Table]:
+    """A row per condition, a column per language pair."""
+    columns = [
+        [
+            row.label,
+            *_common(row.cells),
+            *(_brief(row.cells.get(name), row.missing.get(name)) for name in block.conditions),
+        ]
+        for row in block.rows
+    ]
+    columns += [
+        [kind, *_common(cells), *(_whole(cells.get(name), None) for name in block.conditions)]
+        for kind, cells in block.averages.items()
+    ]
+    return _side_by_side(["", "docs", "trivial", *block.conditions], columns)
+
+
+def _beside(block: Block, name: str, turned: bool) -> list[_Table]:
+    """A metric beside the main one, laid out like the main table."""
+
+    def shown(cell: Cell | None) -> str:
+        value = None if cell is None else cell.beside.get(name)
+        if cell is None or name != CONSISTENCY or JUDGED not in cell.beside:
+            return _number(value)
+        return f"{_number(value)} of {cell.beside[JUDGED]:.0%}"
+
+    columns = [[row.label, *(shown(row.cells.get(condition)) for condition in block.conditions)] for row in block.rows]
+    first = [name, *block.conditions]
+    if turned:
+        return _side_by_side(first, columns)
+    return [_Table(first, columns)]
+
+
+def _side_by_side(first: list[str], columns: Sequence[list[str]]) -> list[_Table]:
+    """Tables with these columns beside the first, as many in each as a terminal has room for."""
+    tables: list[_Table] = []
+    for column in columns:
+        if tables:
+            wider = _Table([*tables[-1].header, column[0]], [*map(_with, tables[-1].rows, column[1:])])
+            if _columns(wider) <= _WIDTH:
+                tables[-1] = wider
+                continue
+        tables.append(_Table([first[0], column[0]], [list(pair) for pair in zip(first[1:], column[1:], strict=True)]))
+    return tables
+
+
+def _with(row: list[str], cell: str) -> list[str]:
+    return [*row, cell]
+
+
+def _columns(of: _Table) -> int:
+    """How wide it is as text."""
+    return max(map(len, table(of.header, of.rows, of.tail).splitlines()))
+
+
+def _common(cells: Mapping[str, Cell]) -> list[str]:
+    """Documents and trivial baseline: the same for all conditions."""
+    some = next(iter(cells.values()), None)
+    return ["-", "-"] if some is None else [str(some.documents), _number(some.trivial)]
+
+
+def _whole(cell: Cell | None, missing: Unfinished | None) -> str:
+    if cell is None:
+        return "-" if missing is None else missing.status
+    if cell.difference is None:
+        return _number(cell.score) + ("" if cell.stderr is None else f" ±{_bare(f'{cell.stderr:.3f}')}")
+    text = f"{_number(cell.score)} {cell.difference:+.3f}"
+    if cell.interval is None:
+        return text
+    if cell.interval == (0, 0):
+        return f"{text} [no change]"
+    return f"{text} [{' '.join(_bare(f'{edge:+.3f}') for edge in cell.interval)}]"
+
+
+def _brief(cell: Cell | None, missing: Unfinished | None) -> str:
+    if cell is None:
+        return "-" if missing is None else missing.status
+    if cell.difference is None:
+        return _number(cell.score)
+    return f"{cell.difference:+.3f}" + ("*" if cell.interval is not None and not _spans_zero(cell.interval) else "")
+
+
+def _spans_zero(interval: tuple[float, float]) -> bool:
+    return interval[0] <= 0 <= interval[1]
+
+
+def _bare(number: str) -> str:
+    """Without the zero before the point."""
+    return re.sub(r"^([+-]?)0\.", r"\1.", number)
+
+
+def _remarks(block: Block) -> list[str]:
+    lines = [
+        f"{row.label}, {condition}: {_said(missing)}"
+        for row in block.rows
+        for condition, missing in row.missing.items()
+    ]
+    if any(cell.values is None for row in block.rows for cell in row.cells.values()):
+        lines.append(f"No intervals where {block.metric} is not the mean of a number for each document.")
+    if block.averages and MICRO not in block.averages:
+        lines.append("No micro average, for the same reason.")
+    left_out = [row.label for row in block.rows if row not in block.averaged]
+    if len(block.rows) > 1 and not block.averages:
+        lines.append("No averages: no language pair has all conditions.")
+    elif block.averages and left_out:
+        lines.append(
+            f"micro and macro: over the {len(block.averaged)} of {len(block.rows)} language pairs that have all "
+            f"conditions, without {', '.join(left_out)}."
+        )
+    return lines
+
+
+def _said(missing: Unfinished) -> str:
+    why = " ".join(missing.why.split())
+    return f"{missing.status}{': ' if why else ''}{why[:200]}{'…' if len(why) > 200 else ''}"
+
+
+def _legend(found: Overview, turned: bool) -> list[str]:
+    if not found.blocks:
+        return []
+    compared, rows = bool(found.comparisons()), [row for block in found.blocks for row in block.rows]
+    names = {name for row in rows for cell in row.cells.values() for name in cell.beside}
+    names |= {CONSISTENCY} if JUDGED in names else set()
+    conditions = {name for block in found.blocks for name in block.conditions}
+    lines = [
+        "Scores are on the pair's target language, the second, ± a standard error"
+        + ("; after a score its difference to vanilla on the same documents [95 % interval]." if compared else ".")
+    ]
+    if turned:
+        lines.append(
+            "Where conditions are the rows: a number with a sign is a difference to vanilla, with * if its 95 % "
+            "interval is without 0; format=csv has the scores and all intervals."
+        )
+    if any(block.averages for block in found.blocks):
+        lines.append("micro: the mean over documents; macro: over language pairs.")
+    if any(cell.trivial is not None for row in rows for cell in row.cells.values()):
+        lines.append("trivial: a guess that does not read the question.")
+    if any(">" in name for name in conditions):
+        lines.append(
+            "ffn I>J (attn I>J): the feed-forward (attention) output of layer I, read at the last token of the prompt "
+            "in the source language, put in place of layer J's at the last token of the same prompt in the target "
+            "language."
+        )
+    if any(name.partition(" ")[0] in STRATEGIES for name in conditions):
+        lines.append("A strategy's name (overall, vote, …): what its selection says, see `xtransplant select`.")
+    return lines + [f"{name}: {text}." for name, text in _BESIDE.items() if name in names]
+
+
+def _worst(found: Overview) -> list[_Piece]:
+    """The cells that are worse than vanilla, a list for each metric."""
+    pieces: list[_Piece] = []
+    for metric, compared in found.comparisons().items():
+        worse = [each for each in compared if each.loss > 0]
+        count = f"{len(compared)} comparison{'s' if len(compared) > 1 else ''} by {metric}"
+        if not worse:
+            pieces.append(_Notes([f"None of {count} is worse than vanilla."]))
+            continue
+        labels = {
+            name: [getattr(each.block, name) for each in compared] for name in ("model", "task", "split", "settings")
+        }
+        varied = [name for name, values in labels.items() if len(set(values)) > 1]
+        rows = [
+            [
+                *(getattr(each.block, name) or "-" for name in varied),
+                *(each.row.label, each.condition, str(each.cell.documents)),
+                *(_number(each.cell.score - (each.cell.difference or 0)), _number(each.cell.score)),
+                f"{each.cell.difference:+.3f}",
+                "-" if each.cell.interval is None else " to ".join(f"{edge:+.3f}" for edge in each.cell.interval),
+                *(_p(each.cell.p), _p(each.cell.q)),
+            ]
+            for each in worse[:_WORST]
+        ]
+        shown = f", the worst {_WORST} of them below" if len(worse) > _WORST else ""
+        header = [*varied, "pair", "condition", "docs", "vanilla", "score", "difference", "95 % interval", "p", "q"]
+        pieces += [_Heading(f"Worse than vanilla: {len(worse)} of {count}{shown}"), _Table(header, rows)]
+        tests = sorted({each.cell.test for each in compared if each.cell.test})
+        if tests:
+            note = f"p: {' or '.join(tests)}, two-sided; q: p adjusted for all {count} (false discovery rate)."
+            pieces.append(_Notes([note]))
+    return pieces
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else "<.001" if value < 0.001 else f"{value:.3f}"
+
+
+# --- Forms ---------------------------------------------------------------------------------------------------------
+
+
+def _text(pieces: Sequence[_Piece]) -> str:
+    parts = []
+    for piece in pieces:
+        if isinstance(piece, _Heading):
+            parts.append(piece.text)
+        elif isinstance(piece, _Table):
+            parts.append(table(piece.header, piece.rows, piece.tail))
+        else:
+            parts.append("\n".join(wrapped for line in piece.lines for wrapped in textwrap.wrap(line, _WIDTH)))
+    return "\n\n".join(parts)
+
+
+def _markdown(pieces: Sequence[_Piece]) -> str:
+    def escape(text: str) -> str:
+        return re.sub(r"([\\|*\[\]])", r"\\\1", text).replace("<", "&lt;")
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(map(escape, cells))} |"
+
+    parts = []
+    for piece in pieces:
+        if isinstance(piece, _Heading):
+            parts.append(f"### {escape(piece.text)}")
+        elif isinstance(piece, _Table):
+            rule = f"|{' --- |' * len(piece.header)}"
+            parts.append("\n".join([line(piece.header), rule, *map(line, piece.rows), *map(line, piece.tail)]))
+        else:
+            parts.append("\n".join(f"- {escape(each)}" for each in piece.lines))
+    return "\n\n".join(parts)
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
+    "±": r"$\pm$",
+    "…": r"\ldots{}",
+}
+
+
+def _latex(pieces: Sequence[_Piece]) -> str:
+    """Each table floats, with the heading before it as its caption."""
+
+    def escape(text: str) -> str:
+        # A sign before a number, not a hyphen.
+        parts = re.split(r"(?<![\w.])([+-])(?=\.?\d)", text)
+        return "".join(
+            f"${part}$" if odd % 2 else "".join(_LATEX.get(character, character) for character in part)
+            for odd, part in enumerate(parts)
+        )
+
+    def line(cells: Sequence[str]) -> str:
+        text = " & ".join(map(escape, cells))
+        # After the end of a row these would be read as its options.
+        return ("{}" if text.startswith(("[", "*")) else "") + text + r" \\"
+
+    parts, caption = [r"% Needs \usepackage{booktabs}."], ""
+    for piece in pieces:
+        if isinstance(piece, _Heading):
+            caption = escape(piece.text)
+        elif isinstance(piece, _Table):
+            tail = [r"\midrule", *map(line, piece.tail)] if piece.tail else []
+            parts.append(
+                "\n".join(
+                    [
+                        *(r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"),
+                        *(rf"\begin{{tabular}}{{{'l' * len(piece.header)}}}", r"\toprule", line(piece.header)),
+                        *(r"\midrule", *map(line, piece.rows), *tail, r"\bottomrule"),
+                        *(r"\end{tabular}", r"\end{table}"),
+                    ]
+                )
+            )
+        else:
+            parts.append("\n\n".join(map(escape, piece.lines)))
+    return "\n\n".join(parts)
+
+
+def _csv(found: Overview) -> str:
+    lines = found.records()
+    text = io.StringIO()
+    writer = csv.DictWriter(text, lines[0] if lines else ["status"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {key: str(value).lower() if isinstance(value, bool) else value for key, value in line.items()} for line in lines
+    )
+    return text.getvalue().removesuffix("\n")
+
+
+# --- One run, and what both need -----------------------------------------------------------------------------------
 
 
 def _metrics(result: dict[str, Any]) -> list[tuple[str, float, float | None]]:
@@ -139,10 +417,11 @@ def _number(value: float | None, error: float | None = None) -> str:
     return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell."""
-    widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
-    lines = [header, ["-" * width for width in widths], *rows]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], tail: Sequence[Sequence[str]] = ()) -> str:
+    """Columns as wide as their widest cell; a rule above the rows of `tail`."""
+    widths = [max(len(line[column]) for line in [header, *rows, *tail]) for column in range(len(header))]
+    rule = ["-" * width for width in widths]
+    lines = [header, rule, *rows, *([rule] if tail else []), *tail]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )

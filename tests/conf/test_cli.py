@@ -471,7 +471,8 @@ def test_summarize_gets_the_patterns(ran: list[Any]) -> None:
     Path("outputs/evaluate/a").mkdir(parents=True)
     assert cli.main(["summarize"]) == 0
     assert cli.main(["summarize", "runs=[outputs/evaluate/a]"]) == 0
-    assert ran == [["outputs/evaluate/*"], ["outputs/evaluate/a"]]
+    assert [config.runs for config in ran] == [["outputs/evaluate/*"], ["outputs/evaluate/a"]]
+    assert [(config.format.value, config.output) for config in ran] == [("text", None)] * 2
 
 
 # --- Identity of a run -----------------------------------------------------------------------------------------------

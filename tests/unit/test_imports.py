@@ -45,7 +45,8 @@ ALLOWED: dict[str, set[str]] = {
     "lm": {"types", "config", "compose", "captures", "engine", "loading", "pairing", "selection", "sweep_lm"},
     "sweep_lm": {"types", "captures", "disk", "engine", "grid", "lm", "selection", "strategies", "sweep"},
     "record": {"types", "checks", "disk", "logs"},
-    "tables": {"types", "answer_language", "record"},
+    "overview": {"types", "config", "answer_language", "families", "grading", "record", "stats"},
+    "tables": {"types", "answer_language", "overview", "record"},
     "compose": {"types", "config", "checks", "catalogue", "families", "models", "selection"},
     "grid_jobs": {
         *("types", "config", "loading", "logs", "pairing", "record", "tables", "jobs", "lm", "sweep", "sweep_lm"),
@@ -63,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
         "pairing",
         "lm",
         "record",
+        "overview",
         "tables",
         "selection",
     },

@@ -15,6 +15,7 @@ from xtransplant.stats import (
     false_discovery,
     mcnemar,
     paired_interval,
+    resampled_means,
     sign_flip_max_t,
     sign_test,
     split_half,
@@ -384,3 +385,31 @@ def test_chosen_gain_holds_its_level_and_sees_an_effect() -> None:
         rejected += chosen_gain(gains, np.arange(40) % 5, np.arange(30), 199, seed)[1] <= 0.05
     assert rejected <= 20  # Binomial(200, 0.05) exceeds it once in 1,000
     assert chosen_gain(gains + 0.8, np.arange(40) % 5, np.arange(30), 199)[1] < 0.02
+
+
+# --- Groups of documents -------------------------------------------------------------------------------------------
+
+
+def test_units_in_several_groups_are_drawn_together() -> None:
+    values = np.arange(6.0)[:, None]
+    first, second = resampled_means([values, values[::-1]], ["abcdef", "fedcba"], resamples=700)
+    assert first.shape == (700, 1)
+    np.testing.assert_allclose(first, second)
+    first, second = resampled_means([values, values], ["abcdef", "uvwxyz"], resamples=700)
+    assert abs(np.corrcoef(first[:, 0], second[:, 0])[0, 1]) < 0.15
+
+
+def test_every_group_keeps_its_number_of_documents() -> None:
+    """Whatever the groups share: of ones the mean is one in every resample."""
+    means = resampled_means([np.ones((4, 2)), np.ones((3, 2))], ["abcd", "cdx"], resamples=50)
+    np.testing.assert_allclose(means, 1.0)
+    # c and d are drawn from among themselves, in both groups alike.
+    shared = np.array([[0.0], [1.0]])
+    with_others = np.array([[5.0], [5.0], [0.0], [1.0]])
+    first, second = resampled_means([with_others, shared], ["abcd", "cd"], resamples=50)
+    np.testing.assert_allclose((10 + 2 * second) / 4, first)
+
+
+def test_a_unit_is_in_a_group_once() -> None:
+    with pytest.raises(ValueError, match="each once"):
+        resampled_means([np.ones((2, 1))], ["aa"])
