@@ -65,10 +65,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for half in ("sample", "unseen"):
         prompts = [f"{half} {n}: is it so?\n(1) yes\n(2) no\n\nAnswer:" for n in (1, 2)]
         for language in ("ar", "de", "en", "sw", "zh"):
-            write(f"xtransplant_paper/XNLI/XNLI_{half}/split/{language}.jsonl", prompts)
+            asked = [f"{language} {prompt}" for prompt in prompts]
+            write(f"xtransplant_paper/XNLI/XNLI_{half}/split/{language}.jsonl", asked)
             write(f"xtransplant_paper/XNLI/XNLI_{half}/ans/{language}.jsonl", ["1", "2"])
             write(f"xtransplant_paper/XNLI/XNLI_{half}/ans_lang/{language}.jsonl", [{"1": "a", "2": "b", "3": "c"}])
-            write(f"xtransplant_paper/XQuAD/XQuAD_{half}/split/xquad.{language}.jsonl", prompts)
+            write(f"xtransplant_paper/XQuAD/XQuAD_{half}/split/xquad.{language}.jsonl", asked)
             write(f"xtransplant_paper/XQuAD/XQuAD_{half}/ans/xquad.{language}.jsonl", ["yes", "no"])
         for kind, rows in (("split", prompts), ("en", prompts), ("ans", ["1", "2"])):
             write(f"xtransplant_paper/XCOPA/XCOPA_{half}/{kind}/en.jsonl", rows)
@@ -78,14 +79,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write(f"{place}/split/{language}.jsonl", items)
             write(f"{place}/translated/{language}.jsonl", [f"{language} {prompt}" for prompt in prompts])
     for language in ("en", "zh"):
-        sums = [{"question": f"{n} + 1?", "answer_number": n + 1, "equation_solution": None} for n in range(4)]
+        sums = [
+            {"question": f"{language}: {n} + 1?", "answer_number": n + 1, "equation_solution": None} for n in range(4)
+        ]
         write(f"mgsm/{language}.train.jsonl", [{**each, "answer": "1"} for each in sums])
         write(f"mgsm/{language}.test.jsonl", [{**each, "answer": None} for each in sums])
     for language in ("ar", "en"):
-        questions = [{"example_id": str(n), "question": f"Who is {n}?", "answer": ["I"]} for n in range(4)]
+        questions = [{"example_id": str(n), "question": f"{language}: who is {n}?", "answer": ["I"]} for n in range(4)]
         write(f"mkqa/{language}.test.jsonl", questions)
         statements = [
-            {"question_idx": n // 4, "data_idx": n, "prompt_question": "?", "prompt_option": "so", "answer": n % 4 == 0}
+            {
+                "question_idx": n // 4,
+                "data_idx": n,
+                "prompt_question": f"{language}?",
+                "prompt_option": "so",
+                "answer": n % 4 == 0,
+            }
             for n in range(16)
         ]
         write(f"culturalbench/{language}.jsonl", statements)
