@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,14 +22,24 @@ from xtransplant import cli, compose
 
 GOOD = ("choice", "word", "contexts", "generate")
 
-# A task that fails when its prompts are made, and one whose process is killed then.
-_PROMPTS = """import os, signal
+# What tasks do when their prompts are made: fail, be killed, take long, be put back into a queue at first.
+_PROMPTS = """import os, pathlib, signal, time
 
 def broken(doc):
     raise RuntimeError("broken on purpose")
 
 def killed(doc):
     os.kill(os.getpid(), signal.SIGKILL)
+
+def slow(doc):
+    pathlib.Path(f"slow-{os.getpid()}").touch()
+    time.sleep(100)
+
+def requeued(doc):
+    if not pathlib.Path("requeued").exists():
+        pathlib.Path("requeued").touch()
+        os.kill(os.getpid(), signal.SIGUSR2)
+    return doc["question"]
 """
 
 
@@ -41,23 +52,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tasks / "prompts.py").write_text(_PROMPTS, encoding="utf-8")
     for language in ("en", "sw"):
         choice = (tasks / f"choice_{language}.yaml").read_text(encoding="utf-8")
-        for name in ("broken", "killed"):
+        for name in ("broken", "killed", "slow", "requeued"):
             lines = choice.replace("colour_choice", f"colour_{name}").splitlines()
             lines = [f"doc_to_text: !function prompts.{name}" if "doc_to_text" in each else each for each in lines]
             (tasks / f"{name}_{language}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return here
 
 
-def sweep(place: Path, folder: Path, kinds: tuple[str, ...], *launcher: str) -> tuple[int, str, float]:
-    """A sweep over tasks in a folder: the exit code, what was said, how many seconds it took."""
-    folder.mkdir(exist_ok=True)
+def command(place: Path, kinds: tuple[str, ...], *launcher: str) -> list[str]:
+    """A sweep over tasks."""
     tasks = ",".join(f'["colour_{kind}_{{lang}}"]' for kind in kinds)
-    command = [sys.executable, "-m", "xtransplant.cli", "evaluate", "-m", f"model.path={place / 'checkpoint'}"]
-    command += ["model=hf", "task=custom", "task.key=id", f"task.include_path=[{place / 'tasks'}]"]
-    command += ["language_pair=en-sw", "transplant.layers=[2,1]", "limit=4", f"task.tasks={tasks}", *launcher]
-    started = time.monotonic()
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-    return done.returncode, done.stdout + done.stderr, time.monotonic() - started
+    words = [sys.executable, "-m", "xtransplant.cli", "evaluate", "-m", f"model.path={place / 'checkpoint'}"]
+    words += ["model=hf", "task=custom", "task.key=id", f"task.include_path=[{place / 'tasks'}]"]
+    return [*words, "language_pair=en-sw", "transplant.layers=[2,1]", "limit=4", f"task.tasks={tasks}", *launcher]
+
+
+def sweep(place: Path, folder: Path, kinds: tuple[str, ...], *launcher: str) -> tuple[int, str]:
+    """Do it in a folder: the exit code, and what was said."""
+    folder.mkdir(exist_ok=True)
+    words = command(place, kinds, *launcher)
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    return done.returncode, done.stdout + done.stderr
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -70,7 +85,7 @@ def results(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def expected(place: Path) -> dict[str, bytes]:
     """What one process makes of them; a run that fails harms no other."""
-    code, said, _ = sweep(place, place / "basic", ("broken", *GOOD), "hydra/launcher=basic")
+    code, said = sweep(place, place / "basic", ("broken", *GOOD), "hydra/launcher=basic")
     assert code == 1, said
     assert "broken on purpose" in said
     found = results(place / "basic")
@@ -81,12 +96,12 @@ def expected(place: Path) -> dict[str, bytes]:
 def test_joblib(place: Path, expected: dict[str, bytes]) -> None:
     """The processes stay: no more models are loaded than there are processes."""
     folder = place / "joblib"
-    code, said, _ = sweep(place, folder, ("broken", *GOOD), "hydra/launcher=joblib", "hydra.launcher.workers=2")
+    code, said = sweep(place, folder, ("broken", *GOOD), "hydra/launcher=joblib", "hydra.launcher.workers=2")
     assert code == 1, said
     assert results(folder) == expected
     assert 1 <= said.count("Loading ") <= 2
     # One that is killed ends the sweep, and that is said; what was finished is kept.
-    code, said, _ = sweep(place, folder, ("killed", *GOOD), "hydra/launcher=joblib", "hydra.launcher.workers=2")
+    code, said = sweep(place, folder, ("killed", *GOOD), "hydra/launcher=joblib", "hydra.launcher.workers=2")
     assert code == 1, said
     assert "killed" in said
     assert results(folder) == expected
@@ -96,7 +111,7 @@ def test_submitit_on_this_machine(place: Path, expected: dict[str, bytes]) -> No
     """One process is killed, one run fails; the others are done, and no more at a time than was said."""
     folder = place / "submitit"
     kinds = ("killed", "broken", *GOOD)
-    code, said, _ = sweep(place, folder, kinds, "hydra/launcher=submitit_local", "hydra.launcher.workers=2",
+    code, said = sweep(place, folder, kinds, "hydra/launcher=submitit_local", "hydra.launcher.workers=2",
                           f"hydra.sweep.dir={folder / 'sweep'}")  # fmt: skip
     assert code == 1, said
     assert results(folder) == expected
@@ -113,13 +128,68 @@ def test_ray_on_this_machine(place: Path, expected: dict[str, bytes], monkeypatc
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("TMPDIR", "/tmp")
     before = set(Path("/tmp").glob("ray*"))
-    code, said, _ = sweep(place, folder, ("killed", "broken", *GOOD), "hydra/launcher=ray", "hydra.launcher.workers=2")
+    code, said = sweep(place, folder, ("killed", "broken", *GOOD), "hydra/launcher=ray", "hydra.launcher.workers=2")
     assert code == 1, said
     assert results(folder) == expected
     # The process that is killed has loaded none yet; another takes its place.
     assert 1 <= said.count("Loading ") <= 3
     assert set(Path("/tmp").glob("ray*")) <= before
     assert not (home / ".ray").exists()
+
+
+# tests/cluster/slurm.sh makes a cluster of this machine and runs these.
+on_slurm = pytest.mark.skipif("XTRANSPLANT_TEST_SLURM" not in os.environ, reason="needs tests/cluster/slurm.sh")
+SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.threads=1", "hydra.launcher.mem_gb=1",
+         "hydra.launcher.timeout_min=10", "hydra.launcher.queue_every=1")  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", pytest.param("submitit_slurm", marks=on_slurm)])
+def test_ctrl_c_ends_all_processes(launcher: str, place: Path, tmp_path: Path) -> None:
+    """As a terminal sends it: to the command and to all that it has started."""
+    given = SLURM if launcher == "submitit_slurm" else (f"hydra/launcher={launcher}",)
+    words = command(place, ("slow", "choice"), *given, "hydra.launcher.workers=2")
+    with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        until = time.monotonic() + 60
+        while not (found := list(tmp_path.glob("slow-*"))) and time.monotonic() < until:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130, said
+    assert "The same command goes on" in said or "Go on with" in said
+    assert "Traceback" not in said
+    (slow,) = (Path("/proc", path.name.removeprefix("slow-"), "cmdline") for path in found)
+    until = time.monotonic() + (45 if launcher == "submitit_slurm" else 5)  # SLURM gives a job 30 s to end
+    while (running := slow.exists() and slow.read_bytes()) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not running
+
+
+@on_slurm
+def test_slurm(place: Path, expected: dict[str, bytes]) -> None:
+    """One job is killed, one run fails; the others are done. There is no accounting, which submitit would wait for."""
+    folder = place / "slurm"
+    code, said = sweep(place, folder, ("killed", "broken", *GOOD), *SLURM, "hydra.launcher.workers=2",
+                       f"hydra.sweep.dir={folder / 'sweep'}")  # fmt: skip
+    assert code == 1, said
+    assert results(folder) == expected
+    assert "1 of 6: killed, or out of memory or time; its log: " in said
+    (script,) = (folder / "sweep" / ".submitit").glob("*_submission.sh")
+    asked = script.read_text(encoding="utf-8")
+    assert "--array=0-5%2" in asked and "--mem=1024MB" in asked and "--cpus-per-task=1" in asked
+
+
+@on_slurm
+def test_a_job_whose_machine_slurm_takes_is_done_again(place: Path) -> None:
+    code, said = sweep(place, place / "requeue", ("requeued",), *SLURM)
+    assert code == 0, said
+    assert len(results(place / "requeue")) == 2
+
+
+@on_slurm
+def test_what_slurm_refuses_is_said(place: Path) -> None:
+    code, said = sweep(place, place / "refused", GOOD, *SLURM, "hydra.launcher.partition=nowhere")
+    assert code == 2, said
+    assert "sbatch refuses the jobs: " in said and "invalid partition" in said.lower()
 
 
 # --- Without a model -------------------------------------------------------------------------------------------------
@@ -172,6 +242,21 @@ def test_processes_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "OMP_NUM_THREADS" not in os.environ
 
 
+def test_a_process_that_has_grown_stays(tmp_path: Path) -> None:
+    """joblib would take it for a leak: it has another model, or more vectors, than after its first run."""
+
+    def task(config: Any) -> int:
+        if config.limit == 2:
+            sys.held = b"x" * (400 * 2**20)  # type: ignore[attr-defined]
+        time.sleep(1.2)  # it looks once a second
+        return os.getpid()
+
+    with compose.open_hydra() as hydra:
+        given = ["limit=1,2,3", "hydra/launcher=joblib", "hydra.launcher.workers=1", f"hydra.sweep.dir={tmp_path}"]
+        (returned,) = hydra.multirun("evaluate", task, [*given, "hydra.mode=MULTIRUN"])
+    assert len({each.return_value for each in returned}) == 1
+
+
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_an_exception_comes_back_as_a_failed_run(launcher: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="thirteen"):
@@ -207,7 +292,7 @@ def test_what_is_wrong_with_a_launcher_is_said_before_anything_runs(
 def test_a_package_that_is_missing_is_said(
     launcher: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launchers.importlib, "util", SimpleNamespace(find_spec=lambda name: None))
+    monkeypatch.setattr(launchers, "find_spec", lambda name: None)
     assert cli.main(["evaluate", "-m", f"hydra/launcher={launcher}", "limit=1,2"]) == 2
     assert f"pip install 'xtransplant[{package}]'" in capsys.readouterr().err
 

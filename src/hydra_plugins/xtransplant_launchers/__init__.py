@@ -10,20 +10,22 @@ takes long may be imported here.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import logging
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,8 @@ class Job:
         if not _prepared:
             Singleton.set_state(self.state)
             _prepared = True
+            if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which submitit would have it ignore
         os.chdir(self.folder)
         return self.here(config)
 
@@ -115,7 +119,7 @@ class _Launcher(Launcher):
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             result = ended.get(number, "not begun")
             if isinstance(result, str):
-                log.error("%s: %s", " ".join(filter_overrides(overrides)), result)
+                log.error("%d of %d: %s", number + 1, initial_job_idx + len(configs), result)
                 result = JobReturn(filter_overrides(overrides), status=JobStatus.FAILED, _return_value=Lost(result))
             returned.append(result)
         return returned
@@ -158,36 +162,34 @@ class Joblib(_Launcher):
     def _compute(
         self, job: Job, configs: Mapping[int, DictConfig], workers: int, threads: int
     ) -> dict[int, JobReturn | str]:
+        from concurrent.futures import as_completed
         from concurrent.futures.process import BrokenProcessPool
 
-        import joblib
+        # What joblib.Parallel is made of, which would do a single worker's runs in this process.
         from joblib.externals.loky import get_reusable_executor
 
         log.info("%d runs, %d at a time, %d threads each (joblib)", len(configs), workers, threads)
         ended: dict[int, JobReturn | str] = {}
-        # Nothing is sent in groups: whichever process is free takes the next run.
-        parallel = joblib.Parallel(
-            n_jobs=workers, backend="loky", batch_size=1, pre_dispatch=workers, return_as="generator_unordered"
-        )
+        pool = get_reusable_executor(max_workers=workers, timeout=None, reuse=False)
         try:
-            for number, result in parallel(
-                joblib.delayed(_numbered)(job, number, config) for number, config in configs.items()
-            ):
-                ended[number] = result
-        except BrokenProcessPool:
-            log.error("A process was killed, and joblib ended the others with it.")
-            return {number: "killed, or ended because another run was" for number in configs} | ended
+            with _deaf_children():
+                begun = {pool.submit(_in_joblib, job, config): number for number, config in configs.items()}
+            for done in as_completed(begun):
+                try:
+                    ended[begun[done]] = done.result()
+                except BrokenProcessPool:
+                    ended[begun[done]] = "killed, or ended because another run was: joblib cannot go on"
         finally:
-            get_reusable_executor().shutdown(wait=True, kill_workers=True)
+            pool.shutdown(wait=True, kill_workers=True)
         return ended
 
 
-def _numbered(job: Job, number: int, config: DictConfig) -> tuple[int, JobReturn]:
+def _in_joblib(job: Job, config: DictConfig) -> JobReturn:
     from joblib.externals.loky import process_executor
 
     # A process that has grown by 300 MB since its first run would be replaced, and with it the model that it holds.
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
-    return number, job(config)
+    return job(config)
 
 
 class _Submitit(_Launcher):
@@ -209,10 +211,13 @@ class _Submitit(_Launcher):
                 waiting = {number: config for number, config in waiting.items() if number not in begun}
                 running |= begun
                 time.sleep(0.5)
-                ended |= {number: _outcome(running.pop(number)) for number in self._over(running)}
+                over = {number: _outcome(running.pop(number)) for number in self._over(running)}
+                ended |= over
+                if over:
+                    log.info("%d of %d runs are over", len(ended), len(configs))
         finally:
             for each in running.values():
-                each.cancel(check=False)
+                self._stop(each)
         return ended
 
     @abstractmethod
@@ -222,6 +227,9 @@ class _Submitit(_Launcher):
     @abstractmethod
     def _over(self, running: Mapping[int, Any]) -> list[int]:
         """Which of them have ended, one way or another."""
+
+    def _stop(self, submitted: Any) -> None:
+        submitted.cancel(check=False)
 
 
 class SubmititLocal(_Submitit):
@@ -253,7 +261,8 @@ class SubmititLocal(_Submitit):
                 gpus_per_node=self.gpus,
                 visible_gpus=_visible_gpus()[place * self.gpus :][: self.gpus] if self.gpus else (),
             )
-            begun[number] = executor.submit(job, config)
+            with _deaf_children():
+                begun[number] = executor.submit(job, config)
         return begun
 
     def _over(self, running: Mapping[int, Any]) -> list[int]:
@@ -261,6 +270,9 @@ class SubmititLocal(_Submitit):
         for number in over:
             del self._places[number]
         return over
+
+    def _stop(self, submitted: Any) -> None:
+        os.kill(int(submitted.job_id), signal.SIGTERM)
 
 
 class SubmititSlurm(_Submitit):
@@ -415,7 +427,7 @@ class Ray(_Launcher):
             if self.mem_gb is not None:
                 options["memory"] = self.mem_gb * 2**30
             # A process stays for the next run, with a GPU too. A run that was killed for its memory would be again.
-            remote = ray.remote(**options, max_calls=0, max_retries=0)(_in_ray)
+            remote = ray.remote(**options, name="run", max_calls=0, max_retries=0)(_in_ray)
             kept = ray.put(job)
             running = {remote.remote(kept, config): number for number, config in configs.items()}
             ended: dict[int, JobReturn | str] = {}
@@ -424,6 +436,8 @@ class Ray(_Launcher):
                 number = running.pop(done)
                 try:
                     ended[number] = ray.get(done)
+                except ray.exceptions.WorkerCrashedError:
+                    ended[number] = "killed, or out of memory"
                 except ray.exceptions.RayError as error:
                     ended[number] = str(error).strip().split("\n")[0]
             return ended
@@ -439,7 +453,13 @@ class Ray(_Launcher):
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         import ray
 
-        own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 2**27, "_temp_dir": folder}
+        own = {
+            "num_cpus": cpus,
+            "include_dashboard": False,
+            "logging_level": "WARNING",
+            "object_store_memory": 2**27,
+            "_temp_dir": folder,
+        }
         try:
             try:
                 ray.init(**({"address": self.address} if folder is None else own), **self.init)
@@ -475,7 +495,7 @@ def faults(name: str, settings: Mapping[str, Any]) -> list[str]:
     if kind is None or not str(settings["_target_"]).startswith(__name__):
         return []  # another's: Hydra says what is wrong
     found = []
-    if kind.package is not None and importlib.util.find_spec(kind.package) is None:
+    if kind.package is not None and find_spec(kind.package) is None:
         found.append(
             f"hydra/launcher={name}: {kind.package} is not installed. Install it: "
             f"pip install 'xtransplant[{kind.package}]'. Or take hydra/launcher=basic."
@@ -525,6 +545,19 @@ def _by_model(configs: Mapping[int, DictConfig]) -> list[int]:
 def _visible_gpus() -> list[int]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return [int(each) for each in named.split(",")] if named.replace(",", "").isdigit() else list(range(64))
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """A terminal sends Ctrl-C to all; processes that are started meanwhile leave it to this one, which ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python sets signals in the main thread only
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
