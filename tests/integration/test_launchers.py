@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +22,7 @@ from hydra.core.utils import JobStatus
 import hydra_plugins.xtransplant_launchers as launchers
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import write_tasks
+from tests.integration.test_readme import commands
 from xtransplant import cli, compose
 
 GOOD = ("choice", "word", "contexts", "generate")
@@ -59,7 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
-def command(place: Path, kinds: tuple[str, ...], *launcher: str) -> list[str]:
+def words_of(place: Path, kinds: tuple[str, ...], *launcher: str) -> list[str]:
     """A sweep over tasks."""
     tasks = ",".join(f'["colour_{kind}_{{lang}}"]' for kind in kinds)
     words = [sys.executable, "-m", "xtransplant.cli", "evaluate", "-m", f"model.path={place / 'checkpoint'}"]
@@ -70,7 +75,7 @@ def command(place: Path, kinds: tuple[str, ...], *launcher: str) -> list[str]:
 def sweep(place: Path, folder: Path, kinds: tuple[str, ...], *launcher: str) -> tuple[int, str]:
     """Do it in a folder: the exit code, and what was said."""
     folder.mkdir(exist_ok=True)
-    words = command(place, kinds, *launcher)
+    words = words_of(place, kinds, *launcher)
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     return done.returncode, done.stdout + done.stderr
 
@@ -147,7 +152,7 @@ SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.threads=1", "hydra.lau
 def test_ctrl_c_ends_all_processes(launcher: str, place: Path, tmp_path: Path) -> None:
     """As a terminal sends it: to the command and to all that it has started."""
     given = SLURM if launcher == "submitit_slurm" else (f"hydra/launcher={launcher}",)
-    words = command(place, ("slow", "choice"), *given, "hydra.launcher.workers=2")
+    words = words_of(place, ("slow", "choice"), *given, "hydra.launcher.workers=2")
     with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         until = time.monotonic() + 60
         while not (found := list(tmp_path.glob("slow-*"))) and time.monotonic() < until:
@@ -190,6 +195,36 @@ def test_what_slurm_refuses_is_said(place: Path) -> None:
     code, said = sweep(place, place / "refused", GOOD, *SLURM, "hydra.launcher.partition=nowhere")
     assert code == 2, said
     assert "sbatch refuses the jobs: " in said and "invalid partition" in said.lower()
+
+
+@pytest.mark.slow
+def test_ray_on_a_cluster_that_is_there(
+    place: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port=6391", "--num-cpus=2"]
+    ray += ["--include-dashboard=false", "--object-store-memory=100000000", "--disable-usage-stats"]
+    with tempfile.TemporaryDirectory(prefix="ray-") as short:
+        cluster = subprocess.Popen([*ray, f"--temp-dir={short}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            until = time.monotonic() + 60
+            while not (there := _port_answers(6391)) and time.monotonic() < until:
+                time.sleep(0.2)
+            assert there
+            code, said = sweep(place, place / "cluster", ("killed", *GOOD), "hydra/launcher=ray_cluster",
+                               "hydra.launcher.address=127.0.0.1:6391", "hydra.launcher.threads=1")  # fmt: skip
+        finally:
+            cluster.terminate()
+            cluster.wait(60)
+    assert code == 1, said
+    assert "1 of 5: killed, or out of memory" in said
+    assert results(place / "cluster") == expected
+
+
+def _port_answers(port: int) -> bool:
+    with socket.socket() as asked:
+        return asked.connect_ex(("127.0.0.1", port)) == 0
 
 
 # --- Without a model -------------------------------------------------------------------------------------------------
@@ -301,6 +336,12 @@ def test_slurm_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("PATH", "/nowhere")
     assert cli.main(["evaluate", "-m", "hydra/launcher=submitit_slurm", "limit=1,2"]) == 2
     assert "there is no SLURM on this machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", commands("docs/launchers.md"))
+def test_the_commands_of_the_page_are_right(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name)  # as if SLURM were here
+    assert cli.main([*shlex.split(line)[1:], "--cfg", "hydra"]) == 0
 
 
 def test_ours_stand_beside_hydras_own_plugins(tmp_path: Path) -> None:

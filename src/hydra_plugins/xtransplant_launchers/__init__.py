@@ -24,7 +24,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,14 +48,16 @@ class Lost(Exception):
     """A run whose process ended before it: killed, out of memory or time, or its machine went away."""
 
 
-@dataclass(frozen=True)
 class Job:
-    """What any process needs to do a run of the sweep, but the run's config."""
+    """What any process needs to do a run of the sweep, but the run's config.
 
-    context: HydraContext
-    task: TaskFunction
-    state: Any  # Hydra's singletons
-    folder: str  # where the command was given: relative paths of a config begin there
+    Made where the command was given: relative paths of a config begin there. No dataclass, for Hydra runs this file
+    before it is a module.
+    """
+
+    def __init__(self, context: HydraContext, task: TaskFunction) -> None:
+        self.context, self.task = context, task
+        self.state, self.folder = Singleton.get_state(), Path.cwd()
 
     def __call__(self, config: DictConfig) -> JobReturn:
         """Do a run in a process of a launcher's, where it may be the first."""
@@ -109,7 +110,7 @@ class _Launcher(Launcher):
         configs = {
             number: self._config(overrides, number) for number, overrides in enumerate(job_overrides, initial_job_idx)
         }
-        job = Job(self.context, self.task, Singleton.get_state(), str(Path.cwd()))
+        job = Job(self.context, self.task)
         workers = min(self.workers or cores(), len(configs))
         threads = self.threads or max(1, cores() // workers)
         alone = self.threads is None and workers == 1  # as without a launcher
@@ -426,8 +427,9 @@ class Ray(_Launcher):
             options = {"num_cpus": threads, "num_gpus": self.gpus}
             if self.mem_gb is not None:
                 options["memory"] = self.mem_gb * 2**30
-            # A process stays for the next run, with a GPU too. A run that was killed for its memory would be again.
-            remote = ray.remote(**options, name="run", max_calls=0, max_retries=0)(_in_ray)
+            # A process stays for the next run; but on a GPU, where the next may be given another one. A run that was
+            # killed for its memory is not done again: it would be killed again.
+            remote = ray.remote(**options, name="run", max_calls=1 if self.gpus else 0, max_retries=0)(_in_ray)
             kept = ray.put(job)
             running = {remote.remote(kept, config): number for number, config in configs.items()}
             ended: dict[int, JobReturn | str] = {}
@@ -454,6 +456,7 @@ class Ray(_Launcher):
         import ray
 
         own = {
+            "address": "local",
             "num_cpus": cpus,
             "include_dashboard": False,
             "logging_level": "WARNING",
