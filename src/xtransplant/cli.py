@@ -238,6 +238,8 @@ def _sweep(job: str, hydra: Any, config_name: str, overrides: list[str], count: 
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
+    from hydra_plugins.xtransplant_launchers import Lost
+
     failed: list[str] = []
 
     def task(composed: Any) -> None:
@@ -262,7 +264,7 @@ def _sweep(job: str, hydra: Any, config_name: str, overrides: list[str], count: 
             overrides = [*overrides, f"hydra.sweep.dir='{folder}'"]
         try:
             hydra.multirun(config_name, task, [*overrides, "hydra.mode=MULTIRUN"])
-        except _RunFailed:
+        except (_RunFailed, Lost):
             how_many = len(failed) or "some"
             print(f"error: {how_many} of {count} runs failed; what they said is above.", file=sys.stderr)
             return 1

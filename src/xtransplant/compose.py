@@ -10,6 +10,7 @@ import typing
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 
 import yaml
@@ -43,6 +44,7 @@ from xtransplant.checks import (
 from xtransplant.config import JOBS, EvaluateConfig, JobConfig, ModelJob, TaskJob
 from xtransplant.types import Control, Mode, XTransplantError
 
+_LAUNCHER = "hydra/launcher"
 # Said after the choices when one is unknown.
 _OTHER_CHOICES = {
     "model": "With path and licence: xtransplant list models. Any other model: model=hf model.path=<hub id, folder or "
@@ -52,6 +54,7 @@ _OTHER_CHOICES = {
     "language_pair": "Any two language codes of two or three letters: language_pair=<source>-<target>, e.g. en-sw "
     "or en-zh-Hant; or language_pair.source=<code> language_pair.target=<code>. Codes: xtransplant list languages.",
     "experiment": "What each is: xtransplant list experiments.",
+    _LAUNCHER: "What each is for: docs/launchers.md.",
 }
 
 # A language code with subtags, e.g. sw, zh-Hant, zh_CN. After a hyphen they begin with a capital or a digit, so that
@@ -93,12 +96,19 @@ class LanguagePairsPath(SearchPathPlugin):
 
 
 def register() -> None:
-    """Make the schemas and the language pairs known to Hydra. A second call changes nothing."""
+    """Make the schemas, language pairs and launchers known to Hydra. A second call changes nothing."""
     hydra_version.setbase("1.3")
     for job, schema in JOBS.items():
         ConfigStore.instance().store(name=f"{job}_schema", node=schema, provider="xtransplant")
-    for plugin in (LanguagePairs, LanguagePairsPath):
-        Plugins.instance().register(plugin)
+    known = Plugins.instance()  # looks for plugins itself, but finds none in an editable install
+    from hydra_plugins.xtransplant_launchers import LAUNCHERS
+
+    for plugin in (LanguagePairs, LanguagePairsPath, *LAUNCHERS):
+        known.register(plugin)
+
+
+def _of_launcher(line: str) -> bool:
+    return line.lstrip("+~").startswith((_LAUNCHER, "hydra.launcher"))
 
 
 @contextmanager
@@ -115,9 +125,14 @@ def open_hydra(config_dir: str | None = None) -> Iterator[Hydra]:
         search_path.prepend(provider="command-line", path=f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
+    # Hydra would merge our launchers with those that it and its plugins keep by the same names.
+    stored = ConfigStore.instance().repo["hydra"]["launcher"]
+    ours = {file.name for file in resources.files("xtransplant.conf").joinpath("hydra", "launcher").iterdir()}
+    hidden = {name: stored.pop(name) for name in ours & stored.keys()}
     try:
         yield Hydra.create_main_hydra2("xtransplant", search_path)
     finally:
+        stored.update(hidden)
         GlobalHydra.instance().hydra = outer
 
 
@@ -160,6 +175,10 @@ def read(
             request.unclear.add(name if name in reader.keys else name.partition(".")[0])
         else:
             request.overrides.append(reader.as_hydra_wants(line))
+    launcher_faults = reader.launcher_faults(request.overrides) if multirun and _LAUNCHER not in request.unclear else []
+    if launcher_faults or _LAUNCHER in request.unclear:
+        request.faults += launcher_faults
+        request.overrides = [line for line in request.overrides if not _of_launcher(line)]
     request.common = reader.single(request.overrides)
     request.axes = reader.axes(request.overrides)
     for lines in reader.sweep(request.swept) if multirun else [request.overrides]:
@@ -302,7 +321,12 @@ class _Reader:
                 if not place.startswith("pkg://") and not Path(place.removeprefix("file://")).is_dir():
                     return [f"{line}: no such folder: {place}. Give folders that exist: [file:///path/to/conf]."]
             self.search_path.append(line)
-        if override.is_hydra_override():
+        if _of_launcher(line):
+            if override.is_sweep_override():
+                return [f"{line}: one launcher for all runs. Give one value."]
+            if not multirun and (key != _LAUNCHER or override.value() in self.choices(key)):
+                return [f"{line}: a single run has no launcher. Add -m, or leave this out."]
+        if override.is_hydra_override() and key != _LAUNCHER:
             return []  # Hydra's own: judged when composed
         if override.is_sweep_override():
             if key == "experiment":
@@ -340,9 +364,24 @@ class _Reader:
             meant = catalogue.pair_meant(str(value))
             hint = f"Did you mean {meant}? " if meant is not None else ""
         return [
-            f"{key}={shown(value)}: there is no such {key}. {hint}"
+            f"{key}={shown(value)}: there is no such {key.removeprefix('hydra/')}. {hint}"
             f"Choices: {', '.join(choices)}. {_OTHER_CHOICES.get(key, '')}".rstrip()
         ]
+
+    def launcher_faults(self, overrides: list[str]) -> list[str]:
+        """What is wrong with the launcher that is chosen, and with its keys."""
+        from hydra_plugins import xtransplant_launchers
+
+        parsed = self.parser.parse_overrides(overrides)
+        others = [line for line in self.single(overrides) if not _of_launcher(line) or line.startswith(_LAUNCHER)]
+        try:
+            composed = self.hydra.compose_config(self.config_name, others, RunMode.MULTIRUN).hydra
+        except _COMPOSITION_ERRORS:
+            return []  # said when the runs are composed
+        keys_of = {each.key_or_group: each for each in parsed if each.key_or_group.startswith("hydra.launcher.")}
+        given = {key.removeprefix("hydra.launcher."): each.value() for key, each in keys_of.items()}
+        name = composed.runtime.choices[_LAUNCHER]
+        return xtransplant_launchers.faults(name, {**(composed.launcher or {}), **given})
 
     def _unreadable(self, line: str, why: str) -> str:
         key, equals, value = line.partition("=")
@@ -373,7 +412,7 @@ class _Reader:
     def composition_faults(self, overrides: list[str], error: Exception) -> list[str]:
         """Each override is composed alone, since Hydra stops at the first fault."""
         faults = []
-        for alone in [[], *([each] for each in overrides)]:
+        for alone in [[], *([each] for each in overrides if not _of_launcher(each))]:
             try:
                 self.compose([*self.search_path, *alone])
             except _COMPOSITION_ERRORS as each:

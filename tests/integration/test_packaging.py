@@ -95,7 +95,7 @@ def test_this_environment_sees_every_file(package: str, project_root: Path) -> N
 def test_the_wheel_holds_every_file_and_no_other(wheel: Path, project_root: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
-    sources = {"xtransplant": "src/xtransplant", **MAPPED}
+    sources = {"xtransplant": "src/xtransplant", "hydra_plugins": "src/hydra_plugins", **MAPPED}
     expected = {
         f"{package.replace('.', '/')}/{name}"
         for package, folder in sources.items()
@@ -121,6 +121,17 @@ def test_the_wheel_runs_from_any_folder(installed: Environment, project_root: Pa
 
 def test_the_wheel_brings_the_command(installed: Environment) -> None:
     assert "evaluate" in installed.run("xtransplant", "--help")
+
+
+def test_the_wheel_brings_the_launchers(installed: Environment) -> None:
+    """The presets, and the classes that they name, which Hydra finds by itself there."""
+    shown = installed.run("xtransplant", "evaluate", "-m", "hydra/launcher=joblib", "limit=1,2", "--cfg", "hydra")
+    (target,) = {line.split()[-1] for line in shown.splitlines() if "xtransplant_launchers" in line}
+    program = (
+        "from hydra.core.plugins import Plugins; from hydra.plugins.launcher import Launcher;"
+        "print(*(f'{each.__module__}.{each.__name__}' for each in Plugins.instance().discover(Launcher)))"
+    )
+    assert target in installed.run("python", "-c", program).split()
 
 
 def test_the_wheel_evaluates_with_the_users_own_files(installed: Environment, tmp_path: Path) -> None:
