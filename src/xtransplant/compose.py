@@ -335,10 +335,10 @@ class _Reader:
                     return [f"{line}: no such folder: {place}. Give folders that exist: [file:///path/to/conf]."]
             self.search_path.append(line)
         if _of_launcher(line):
-            if not multirun:
-                return [f"{line}: a single run has no launcher. Add -m, or leave this out."]
             if override.is_sweep_override():
                 return [f"{line}: one launcher for all runs. Give one value."]
+            if not multirun and (key != _LAUNCHER or override.value() in self.choices(key)):
+                return [f"{line}: a single run has no launcher. Add -m, or leave this out."]
         if override.is_hydra_override() and key != _LAUNCHER:
             return []  # Hydra's own: judged when composed
         if override.is_sweep_override():
@@ -450,7 +450,7 @@ class _Reader:
     def composition_faults(self, overrides: list[str], error: Exception) -> list[str]:
         """Each override is composed alone, since Hydra stops at the first fault."""
         faults = []
-        for alone in [[], *([each] for each in overrides)]:
+        for alone in [[], *([each] for each in overrides if not _of_launcher(each))]:
             try:
                 self.compose([*self.search_path, *alone])
             except _COMPOSITION_ERRORS as each:

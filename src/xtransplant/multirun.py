@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import socket
@@ -48,6 +49,7 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
         arguments: the command line, for the record and for how to go on.
         run: does what a config says, and prints nothing of the result where `shown=False`.
     """
+    from hydra_plugins.xtransplant_launchers import Lost
     from xtransplant import jobs, record
 
     verbose = verbosity(request.overrides)
@@ -60,7 +62,8 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
     finished = [folder is not None and (folder / record.MANIFEST).is_file() for folder in folders]
     if all(finished):
         # No worker need be started to find that out.
-        overrides = [*(each for each in overrides if not each.startswith("hydra/launcher=")), "hydra/launcher=basic"]
+        overrides = [line for line in overrides if not re.match(r"[+~]*hydra[/.]launcher[=.]", line)]
+        overrides.append("hydra/launcher=basic")
     place = Path(getattr(request.runs[0], "output_dir", "."), "sweeps", name)
     started = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     attempt = place / f"{started}-{os.getpid()}"
@@ -78,8 +81,12 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
     broken = None
     try:
         hydra.multirun(config_name, task, [*overrides, "hydra.mode=MULTIRUN"])
+    except XTransplantError:
+        raise  # the launcher could not begin
+    except Lost:
+        pass  # of a run whose process was killed; the launcher went on
     except Exception as error:
-        # A launcher's: a worker was killed, or could not be started. The runs say for themselves how they ended.
+        # Of a launcher of somebody else's. The runs say for themselves how they ended.
         broken = error
     outcomes = [
         _outcome(attempt / f"{number}.json", folder) | {"overrides": line, "folder": folder and str(folder)}

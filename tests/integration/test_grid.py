@@ -410,7 +410,7 @@ def test_sigkill_loses_the_batch_in_flight_at_most(tmp_path: Path) -> None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    [folder] = tmp_path.glob("grid/*")
+    [folder] = tmp_path.glob("grid/[!.]*")
     kept = len(sweep_lm.Shards(folder / "responses"))
     assert kept >= 1 and not (folder / "manifest.json").exists()
     done = subprocess.run(command, capture_output=True, text=True, check=True)

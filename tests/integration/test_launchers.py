@@ -193,7 +193,7 @@ def test_a_job_whose_machine_slurm_takes_is_done_again(place: Path) -> None:
 @on_slurm
 def test_what_slurm_refuses_is_said(place: Path) -> None:
     code, said = sweep(place, place / "refused", GOOD, *SLURM, "hydra.launcher.partition=nowhere")
-    assert code == 2, said
+    assert code != 0, said
     assert "sbatch refuses the jobs: " in said and "invalid partition" in said.lower()
 
 
