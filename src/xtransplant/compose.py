@@ -151,13 +151,9 @@ class Request:
 
     @property
     def swept(self) -> list[str]:
-        """The overrides of a sweep. The axes are expanded here: Hydra would sweep twice over what both name.
-
-        Models first: what comes first is changed last, and a process keeps the model that it has loaded.
-        """
+        """The overrides of a sweep. The axes are expanded here: Hydra would sweep twice over what both name."""
         axes = [f"{key}={values}" for key, values in self.axes.items()]
-        lines = [*self.overrides, *axes, *(["hydra.sweeper.params=null"] if axes else [])]
-        return sorted(lines, key=lambda line: not re.match(r"model[.=]", line))
+        return [*self.overrides, *axes, *(["hydra.sweeper.params=null"] if axes else [])]
 
 
 def read(

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtransplant import logs
-from xtransplant.config import JOBS, EvaluateConfig, JobConfig
+from xtransplant.config import JOBS, EvaluateConfig, JobConfig, TaskJob
 from xtransplant.types import XTransplantError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
     verbose = verbosity(request.overrides)
     logs.start(verbose)
     given = [" ".join(_differing(lines, request.common)) for lines in request.lines]
-    folders = [jobs.run_folder(config) if hasattr(config, "task") else None for config in request.runs]  # type: ignore[arg-type]
+    folders = [jobs.run_folder(config) if isinstance(config, TaskJob) else None for config in request.runs]
     named = sorted(map(str, (folder.name if folder else line for folder, line in zip(folders, given, strict=True))))
     name = f"{job}-{hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]}"
     overrides = list(request.swept)
@@ -70,9 +70,7 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
     try:
         attempt.mkdir(parents=True)
     except OSError as error:
-        raise XTransplantError(
-            f"output_dir: {place} cannot be written ({error.strerror}). Give a folder that you may write to."
-        ) from error
+        raise record.unwritable(place, error) from error
     log.info("Sweep of %d runs, %d of them done: %s", len(folders), sum(finished), place)
     # Hydra's own files; a launcher's logs of its workers too.
     if not any(each.startswith("hydra.sweep.dir=") for each in overrides):

@@ -62,7 +62,7 @@ def doing(folder: Path) -> Iterator[None]:
             lock_file.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(disk.alone(lock_file, f"computing {folder}"))
         except OSError as error:
-            raise _unwritable(folder, error) from error
+            raise unwritable(folder, error) from error
         try:
             yield
         except Exception as error:
@@ -71,7 +71,8 @@ def doing(folder: Path) -> Iterator[None]:
             raise
 
 
-def _unwritable(folder: Path, error: OSError) -> XTransplantError:
+def unwritable(folder: Path, error: OSError) -> XTransplantError:
+    """What is said where a folder of results cannot be written."""
     return XTransplantError(
         f"output_dir: {folder} cannot be written ({error.strerror}). Give a folder that you may write to."
     )
@@ -103,7 +104,7 @@ def open_run(folder: Path, config: str, keep: str | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / CONFIG, config)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error) from error
 
 
 def close_run(folder: Path, manifest: Mapping[str, Any], without: str | None = None) -> None:
