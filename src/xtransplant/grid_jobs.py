@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from xtransplant import models, record, tables
+from xtransplant import models, record, tables, tracking
 from xtransplant.config import (
     AnalyzeConfig,
     GridConfig,
@@ -57,6 +57,7 @@ def grid(config: GridConfig) -> None:
         shutil.rmtree(folder / _RESPONSES, ignore_errors=True)  # left by a kill right after the run was finished
         print(_grid_summary(Grid.load(folder / GRID)))
         return
+    tracking.start(config)
     loading.check_here(config.model, config.task.apply_chat_template)
     pairs = jobs.load_pairs(config)
     grading.check([found.target for found in pairs])
@@ -120,6 +121,7 @@ def grid(config: GridConfig) -> None:
     )
     # Only now: until the manifest is written, they are all that is left of the work.
     shards.remove()
+    tracking.log_run(config, folder)
     print(_grid_summary(made))
     print(f"\n{folder}")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from xtransplant import families, grading, loading, models, pairing, record, selection, tables
+from xtransplant import families, grading, loading, models, pairing, record, selection, tables, tracking
 from xtransplant.config import (
     DoctorConfig,
     EvaluateConfig,
@@ -48,6 +48,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if finished is not None:
         _show(finished)
         return
+    tracking.start(config)
     loading.check_here(config.model, config.task.apply_chat_template)
     pairs = load_pairs(config)
     if chosen is not None:
@@ -78,6 +79,7 @@ def evaluate(config: EvaluateConfig) -> None:
         },
     }
     record.close_run(folder, manifest)
+    tracking.log_run(config, folder)
     run = record.load_run(folder)
     assert run is not None
     _show(run)

@@ -44,10 +44,12 @@ ALLOWED: dict[str, set[str]] = {
     "sweep_lm": {"types", "captures", "engine", "grid", "lm", "selection", "strategies", "sweep"},
     "record": {"types", "checks"},
     "tables": {"types", "answer_language", "record"},
+    "tracking": {"config"},
+    "tracking_worker": {"types", "record", "stats", "grid", "analysis", "charts"},
     "compose": {"types", "config", "checks", "catalogue", "families", "models", "selection"},
     "grid_jobs": {
         *("types", "config", "models", "loading", "pairing", "record", "tables", "jobs", "lm", "sweep", "sweep_lm"),
-        *("grid", "grading", "selection", "strategies", "comparison", "analysis", "charts"),
+        *("grid", "grading", "selection", "strategies", "comparison", "analysis", "charts", "tracking"),
     },
     "jobs": {
         "types",
@@ -62,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
         "record",
         "tables",
         "selection",
+        "tracking",
     },
     "cli": {"types", "config", "checks", "catalogue", "compose", "jobs", "grid_jobs"},
 }
