@@ -158,8 +158,8 @@ class _Worker:
         return self.owner == os.getpid() and self.process.poll() is None
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What it answers: `files` and `url` of what was logged, `error` if something failed."""
-        answer: dict[str, Any] = {}
+        """What it answers: `files` and `url` of what was logged, `error` if something failed or took too long."""
+        answer: dict[str, Any] = {"error": "no answer in time"}
         own_work_done = Event()
 
         def exchange() -> None:
@@ -167,9 +167,9 @@ class _Worker:
             try:
                 self.process.stdin.write(json.dumps(request) + "\n")
                 self.process.stdin.flush()
-                said = json.loads(self.process.stdout.readline())
-                own_work_done.set()
-                answer.update(said or json.loads(self.process.stdout.readline()))
+                while "end" not in answer:
+                    answer.update(json.loads(self.process.stdout.readline()))
+                    own_work_done.set()
             except (OSError, ValueError):
                 answer["error"] = "its process ended"
             own_work_done.set()
@@ -179,10 +179,10 @@ class _Worker:
         thread.start()
         if own_work_done.wait(_OWN_WORK):
             thread.join(_PATIENCE)
+        found = dict(answer)
         if thread.is_alive():
             self.kill()
-            return {"error": "no answer in time"}
-        return answer
+        return found
 
     def stop(self) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None

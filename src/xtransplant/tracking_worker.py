@@ -1,8 +1,8 @@
 """What is logged of a run to Weights & Biases, and the process that does it: see `tracking.py`.
 
-A request is a line of JSON on the standard input. The answer are two lines on the standard output: an empty object when
-W&B's part begins, then what came of it; of a request that fails before, only the latter. All is read from the runs'
-folders. Nothing of the environment, the command line or git is recorded but what a manifest says.
+A request is a line of JSON on the standard input. The answer is several lines on the standard output, each an object
+that adds to those before: one when W&B's part begins, one when its files are there, and one with `end`. All is read
+from the runs' folders. Nothing of the environment, the command line or git is recorded but what a manifest says.
 """
 
 from __future__ import annotations
@@ -486,6 +486,11 @@ def main() -> None:
     # W&B's own process inherits the standard output, and others may print: the answers have a way of their own.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def say(answer: Mapping[str, Any]) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
     secrets = {name: os.environ.pop(name) for name in _FOR_UPLOADS if name in os.environ}
     os.environ["WANDB_ERROR_REPORTING"] = "false"  # to W&B's makers, over the network
     with suppress(ImportError):  # said when there is a run to log
@@ -494,24 +499,22 @@ def main() -> None:
             importlib.import_module(name)
     for line in sys.stdin:
         request = json.loads(line)
-        answer: dict[str, Any] = {}
+        url, failed = None, None
         try:
             folder, config = Path(request["folder"]), request["config"]
             if "runs" in request:
                 content = of_sweep(folder, [Path(each) for each in request["runs"]], config["tracking"])
             else:
                 content = of_run(folder)
-            answers.write("{}\n")
-            answers.flush()
+            say({})
             until = time.time() + (request["upload_within"] or 0)
             files = write(content, config, Path(request["place"]))
-            answer["files"] = str(files)
+            say({"files": str(files)})
             if request["upload_within"] is not None:
-                answer["url"], answer["error"] = upload(files, until, secrets)
+                url, failed = upload(files, until, secrets)
         except Exception as error:
-            answer["error"] = f"{type(error).__name__}: {error}"
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+            failed = f"{type(error).__name__}: {error}"
+        say({"url": url, "error": failed, "end": True})
 
 
 if __name__ == "__main__":
