@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # Seconds that a run may wait for W&B, and how long before their end an upload is given up, so that what there is can
 # be said. Together with the time that a kill takes, below 20. What is our own work does not count: intervals, pictures.
-_PATIENCE = 18.0
+_PATIENCE = 16.0
 _RESERVE = 2.0
 _OWN_WORK = 600.0
 # After an upload that failed, no other is tried for so long: runs of a sweep do not wait one after the other.
