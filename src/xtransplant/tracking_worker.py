@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 ROWS = 200
 CHARACTERS = 4_000  # of a text in a table
 # Only an upload needs them; what writes the files does not see them.
-_FOR_UPLOADS = ("WANDB_API_KEY", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+_FOR_UPLOADS = (
+    *("WANDB_API_KEY", "WANDB_X_EXTRA_HTTP_HEADERS"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"),
+)
 
 Table = tuple[list[str], list[list[Any]]]
 
