@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtransplant import logs
-from xtransplant.config import JOBS, EvaluateConfig, JobConfig
+from xtransplant.config import JOBS, EvaluateConfig, GridConfig, JobConfig
 from xtransplant.types import XTransplantError
 
 if TYPE_CHECKING:
@@ -50,12 +50,14 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
         run: does what a config says, and prints nothing of the result where `shown=False`.
     """
     from hydra_plugins.xtransplant_launchers import Lost
-    from xtransplant import jobs, record
+    from xtransplant import jobs, record, tracking
 
     verbose = verbosity(request.overrides)
     logs.start(verbose)
     given = [" ".join(_differing(lines, request.common)) for lines in request.lines]
-    folders = [jobs.run_folder(config) if hasattr(config, "task") else None for config in request.runs]  # type: ignore[arg-type]
+    folders = [
+        jobs.run_folder(config) if isinstance(config, EvaluateConfig | GridConfig) else None for config in request.runs
+    ]
     named = sorted(map(str, (folder.name if folder else line for folder, line in zip(folders, given, strict=True))))
     name = f"{job}-{hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]}"
     overrides = list(request.swept)
@@ -96,6 +98,9 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
     record.write(place / RECORD, record.as_json(content))
     done = [Path(each["folder"]) for each in outcomes if each["folder"] and each["status"] in _DONE]
     _show(request.runs, done, [folder for folder in folders if folder is not None])
+    first = request.runs[0]
+    if isinstance(first, EvaluateConfig | GridConfig):
+        tracking.log_sweep(first, place, [folder for folder in done if (folder / record.MANIFEST).is_file()])
     missing = [each for each in outcomes if each["status"] not in _DONE]
     if broken is not None and not missing:
         raise broken
@@ -129,6 +134,8 @@ def _one(composed: Any, *, job: str, attempt: str, count: int, run: Run, verbose
     outcome: dict[str, Any] = {"status": "failed", "error": None, "host": socket.gethostname(), "process": os.getpid()}
     try:
         config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JOBS[job]), composed))
+        if isinstance(config, EvaluateConfig | GridConfig):
+            config.tracking.group = config.tracking.group or Path(attempt).parent.name
         folder = run(config, shown=False)
         outcome["status"] = "done"
         name = "" if folder is None else f" {folder.name}"

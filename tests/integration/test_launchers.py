@@ -69,7 +69,15 @@ def words_of(place: Path, kinds: tuple[str, ...], *launcher: str) -> list[str]:
     tasks = ",".join(f'["colour_{kind}_{{lang}}"]' for kind in kinds)
     words = [sys.executable, "-m", "xtransplant.cli", "evaluate", "-m", f"model.path={place / 'checkpoint'}"]
     words += ["model=hf", "task=custom", "task.key=id", f"task.include_path=[{place / 'tasks'}]"]
-    return [*words, "language_pair=en-sw", "transplant.layers=[2,1]", "limit=4", f"task.tasks={tasks}", *launcher]
+    return [
+        *words,
+        "tracking=none",
+        "language_pair=en-sw",
+        "transplant.layers=[2,1]",
+        "limit=4",
+        f"task.tasks={tasks}",
+        *launcher,
+    ]
 
 
 def sweep(place: Path, folder: Path, kinds: tuple[str, ...], *launcher: str) -> tuple[int, str]:
