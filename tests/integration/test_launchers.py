@@ -156,17 +156,28 @@ SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.threads=1", "hydra.lau
          "hydra.launcher.timeout_min=10", "hydra.launcher.queue_every=1")  # fmt: skip
 
 
+def heeds_ctrl_c() -> None:
+    """What a shell starts in the background, these tests for one, does not, nor do the processes that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", pytest.param("submitit_slurm", marks=on_slurm)])
 def test_ctrl_c_ends_all_processes(launcher: str, place: Path, tmp_path: Path) -> None:
     """As a terminal sends it: to the command and to all that it has started."""
     given = SLURM if launcher == "submitit_slurm" else (f"hydra/launcher={launcher}",)
     words = words_of(place, ("slow", "choice"), *given, "hydra.launcher.workers=2")
-    with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heeds_ctrl_c
+    ) as process:
         until = time.monotonic() + 60
         while not (found := list(tmp_path.glob("slow-*"))) and time.monotonic() < until:
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=20)
+        try:
+            _, said = process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     assert process.returncode == 130, said
     assert "The same command goes on" in said or "Go on with" in said
     assert "Traceback" not in said
