@@ -7,9 +7,9 @@ RdBu; Okabe and Ito's palette). Letters stay text, in a family whose widths are 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import matplotlib
 import numpy as np
@@ -24,6 +24,8 @@ from matplotlib.patches import Patch, Rectangle
 from xtransplant.analysis import LEVEL, Effect, components, effect, layer_curves
 from xtransplant.grid import Grid
 from xtransplant.types import Component, XTransplantError
+
+T = TypeVar("T")
 
 # Inches at 72 points: the width of a README's column, in which 9 points stay readable.
 _WIDTH = 9.0
@@ -81,6 +83,15 @@ def heatmap(grids: Sequence[Grid], metric: Literal["score", "logprob"] = "score"
     Raises:
         XTransplantError: no grid, or none that has log-probabilities.
     """
+    return _heatmap(grids, metric, seed, _svg)
+
+
+def heatmap_png(grids: Sequence[Grid], metric: Literal["score", "logprob"] = "score", seed: int = 0) -> bytes:
+    """`heatmap` in pixels, for what cannot show an SVG."""
+    return _heatmap(grids, metric, seed, _png)
+
+
+def _heatmap(grids: Sequence[Grid], metric: Literal["score", "logprob"], seed: int, saved: Callable[[Figure], T]) -> T:
     panels = []
     for grid in grids:
         for component in components(grid):
@@ -137,7 +148,7 @@ def heatmap(grids: Sequence[Grid], metric: Literal["score", "logprob"] = "score"
         if any(found.complete.sum() < int(grid.meta["num_layers"]) ** 2 for grid, _, found in panels):
             marks.append(Patch(label="not seen", **_UNSEEN))
         figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False)
-        return _svg(figure)
+        return saved(figure)
 
 
 def _map(axis: Any, found: Effect, layers: int, scale: Normalize) -> None:
@@ -407,4 +418,10 @@ def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     # The dots per inch are those of a map's pixels; all else is drawn as lines.
     figure.savefig(buffer, format="svg", dpi=200, metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()

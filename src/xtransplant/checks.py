@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import importlib.util
 import math
 import os
 import re
@@ -36,6 +37,9 @@ from xtransplant.config import (
     SummarizeConfig,
     TaskConfig,
     TaskJob,
+    TrackingBackend,
+    TrackingConfig,
+    TrackingMode,
     TransplantConfig,
     listed,
 )
@@ -333,6 +337,63 @@ def _task_job_faults(config: TaskJob, unclear: Collection[str]) -> list[str]:
         )
     if config.output_dir.strip():
         faults += _output_faults(config.output_dir)
+    return faults + _tracking_faults(config, unclear)
+
+
+def _tracking_faults(config: TaskJob, unclear: Collection[str]) -> list[str]:
+    given = config.tracking
+    if given.backend is TrackingBackend.none:
+        # The group is not a wish to track: a sweep gives its name to all of its runs.
+        idle = [name for name in ("mode", "project", "entity", "tags") if getattr(given, name) != getattr(_IDLE, name)]
+        return [
+            f"tracking.{name}={shown(getattr(given, name))}: nothing is tracked. Add tracking=wandb."
+            for name in idle
+            if not _is_unclear(f"tracking.{name}", unclear)
+        ]
+    plain = "without / \\ # ? % : and at most 128 characters"
+    checks = {
+        "tracking.project": (_is_wandb_name(given.project), f"a name {plain}"),
+        "tracking.entity": (given.entity is None or _is_wandb_name(given.entity), f"a name {plain}, or null"),
+        "tracking.group": (given.group is None or len(given.group) <= 128, "at most 128 characters, or null"),
+        "tracking.tags": (all(0 < len(tag.strip()) <= 64 for tag in given.tags), "texts of 1 to 64 characters"),
+    }
+    faults = _wrong_values(config, checks, unclear)
+    if given.mode is not TrackingMode.disabled and importlib.util.find_spec("wandb") is None:
+        faults.append("tracking=wandb: the package wandb is not installed. pip install wandb, or give tracking=none.")
+    return faults
+
+
+_IDLE = TrackingConfig()
+
+
+def _is_wandb_name(name: str) -> bool:
+    return len(name) <= 128 and not set(name) & set("/\\#?%:")
+
+
+# Variables of the environment that hold what nobody else may know, by their names; addresses with a password in them.
+_SECRET_NAME = re.compile("(?:key|token|secret|passwd|password|credentials?)s?(?:_|$)", re.IGNORECASE)
+_SECRET_ADDRESS = re.compile(r"://[^/\s@]+:[^/\s@]+@")
+
+
+def secrets(config: JobConfig) -> list[str]:
+    """Keys that hold a secret, which every record of the run would hold too. The messages do not show it."""
+    known = {
+        value: name for name, value in os.environ.items() if len(value) >= 8 and _SECRET_NAME.search(name) is not None
+    }
+    faults = []
+    for key in keys(type(config)):
+        text = shown(functools.reduce(getattr, key.name.split("."), config))
+        held = next((name for value, name in known.items() if value in text), None)
+        if held is not None:
+            faults.append(
+                f"{key.name}: holds the value of the environment variable {held}, and a run's config is kept and "
+                "logged. Leave it out: what needs it reads the environment."
+            )
+        elif _SECRET_ADDRESS.search(text):
+            faults.append(
+                f"{key.name}: an address with a password in it, and a run's config is kept and logged. Give it "
+                "without; let git or a .netrc file know the password."
+            )
     return faults
 
 

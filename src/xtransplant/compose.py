@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import re
 import shlex
@@ -38,6 +39,7 @@ from xtransplant.checks import (
     idle_settings,
     keys,
     refusal,
+    secrets,
     shown,
     template_faults,
     validate,
@@ -181,8 +183,11 @@ def read(
     if launcher_faults or _LAUNCHER in request.unclear:
         request.faults += launcher_faults
         request.overrides = [line for line in request.overrides if not _of_launcher(line)]
-    request.common = reader.single(request.overrides)
     request.axes = reader.axes(request.overrides)
+    if multirun and reader.tracks_nothing(request):
+        # A sweep is logged where nothing asks for an account: as files, for `wandb sync`.
+        request.overrides.append("tracking=wandb_offline")
+    request.common = reader.single(request.overrides)
     for lines in reader.sweep(request.swept) if multirun else [request.overrides]:
         try:
             node = reader.compose(lines)
@@ -228,7 +233,9 @@ def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:
     Args:
         unclear: sections and keys with a fault that is known already.
     """
-    faults: list[str] = []
+    faults = secrets(config)
+    if faults:
+        return faults  # the messages of others show what was given
     num_layers = None
     if isinstance(config, ModelJob) and not {"model", "model.path"} & set(unclear) and config.model.path.strip():
         faults += models.check(config.model)
@@ -301,6 +308,19 @@ class _Reader:
         given = [each.key_or_group for each in parsed]
         params = OmegaConf.select(composed, "hydra.sweeper.params")
         return {str(key): str(values) for key, values in (params or {}).items() if key not in given}
+
+    def tracks_nothing(self, request: Request) -> bool:
+        """Neither the command nor a file says whether the job's runs are tracked, and they could be."""
+        parsed = self.parser.parse_overrides(request.overrides)
+        named = {*(each.key_or_group for each in parsed), *request.axes}
+        if "tracking" in named or importlib.util.find_spec("wandb") is None:
+            return False
+        try:
+            given = self.single(request.overrides)
+            found = self.hydra.config_loader.compute_defaults_list(self.config_name, given, RunMode.MULTIRUN).overrides
+        except _COMPOSITION_ERRORS:
+            return False  # said when the runs are composed
+        return "tracking" not in found.override_choices and found.known_choices.get("tracking") == "none"
 
     def single(self, overrides: Sequence[str]) -> list[str]:
         """Those that a sweep has in common."""

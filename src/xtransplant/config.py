@@ -44,6 +44,17 @@ class PromptLanguages(Enum):
     both = "both"  # the source prompt, an empty line, the target prompt
 
 
+class TrackingBackend(Enum):
+    none = "none"
+    wandb = "wandb"
+
+
+class TrackingMode(Enum):
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
 @dataclass
 class ModelConfig:
     name: str = field(default=MISSING, metadata={"help": "short name, shown in run folders and tables"})
@@ -222,6 +233,25 @@ class SweepConfig:
     )
 
 
+@dataclass
+class TrackingConfig:
+    """Where runs are logged beside their folders; see `tracking.py`."""
+
+    backend: TrackingBackend = field(
+        default=TrackingBackend.none, metadata={"help": "where runs are logged beside their folders"}
+    )
+    mode: TrackingMode = field(
+        default=TrackingMode.online,
+        metadata={"help": "offline: only files below output_dir/wandb, for `wandb sync`; online: uploaded too"},
+    )
+    project: str = field(default="xtransplant", metadata={"help": "W&B project; a W&B sweep has its own"})
+    entity: str | None = field(default=None, metadata={"help": "W&B user or team; null: the account's default"})
+    group: str | None = field(default=None, metadata={"help": "W&B group; null: the sweep's name"})
+    tags: list[str] = field(
+        default_factory=list, metadata={"help": "W&B tags beside model, task, language pair and condition"}
+    )
+
+
 _SPLIT = {"help": "half of the documents: sample to choose layers on, unseen to test the choice"}
 _LIMIT = {"help": "documents per task; null: all"}
 _OUTPUT_DIR = {"help": "folder for what the job makes, below its own name"}
@@ -254,6 +284,7 @@ class EvaluateConfig:
     output_dir: str = field(default="outputs", metadata=_OUTPUT_DIR)
     resume: bool = field(default=True, metadata=_RESUME)
     overwrite: bool = field(default=False, metadata=_OVERWRITE)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     @property
     def is_vanilla(self) -> bool:
@@ -275,6 +306,7 @@ class GridConfig:
     output_dir: str = field(default="outputs", metadata=_OUTPUT_DIR)
     resume: bool = field(default=True, metadata=_RESUME)
     overwrite: bool = field(default=False, metadata=_OVERWRITE)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 @dataclass
@@ -373,7 +405,7 @@ JOBS: dict[str, type[JobConfig]] = {
 
 # Where and how a run is done, not what it computes.
 _NOT_IN_HASH = (
-    *("output_dir", "resume", "overwrite", "batch_size", "grid.memory", "selection"),
+    *("output_dir", "resume", "overwrite", "tracking", "batch_size", "grid.memory", "selection"),
     *("task.data_dir", "task.documents", "task.requests", "model.device", "model.device_map"),
 )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from xtransplant import logs, record, tables
+from xtransplant import logs, record, tables, tracking
 from xtransplant.config import (
     AnalyzeConfig,
     GridConfig,
@@ -49,10 +49,13 @@ def grid(config: GridConfig) -> Path:
 
     folder = jobs.run_folder(config)
     with record.doing(folder):
-        if jobs.finished_run(config, folder) is None:
+        finished = jobs.finished_run(config, folder)
+        if finished is None:
             _grid(config, folder)
         else:
             shutil.rmtree(folder / _RESPONSES, ignore_errors=True)  # left by a kill right after the run was finished
+    if finished is None:
+        tracking.log_run(config, folder)
     return folder
 
 
@@ -62,6 +65,7 @@ def _grid(config: GridConfig, folder: Path) -> None:
     from xtransplant.sweep_lm import Shards, Sweep, SweepLM, rounds
 
     started = time.perf_counter()
+    tracking.start(config)
     loading.check_here(config.model, config.task.apply_chat_template)
     pairs = jobs.load_pairs(config)
     grading.check([found.target for found in pairs])

@@ -14,7 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xtransplant import families, grading, loading, logs, models, overview, pairing, record, selection, tables
+from xtransplant import families, grading, loading, logs, models, overview, pairing, record, selection, tables, tracking
 from xtransplant.config import (
     DoctorConfig,
     EvaluateConfig,
@@ -53,8 +53,11 @@ def evaluate(config: EvaluateConfig) -> Path:
     """Evaluate a model on a task's target language, vanilla or with a transplant. Returns the run's folder."""
     folder = run_folder(config)
     with record.doing(folder):
-        if finished_run(config, folder) is None:
+        finished = finished_run(config, folder)
+        if finished is None:
             _evaluate(config, folder)
+    if finished is None:
+        tracking.log_run(config, folder)
     return folder
 
 
@@ -64,6 +67,7 @@ def _evaluate(config: EvaluateConfig, folder: Path) -> None:
     started = time.perf_counter()
     chosen = selection.of_run(config)
     content = None if chosen is None else chosen.as_dict()
+    tracking.start(config)
     loading.check_here(config.model, config.task.apply_chat_template)
     pairs = load_pairs(config)
     if chosen is not None:

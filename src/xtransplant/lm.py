@@ -386,7 +386,7 @@ class TransplantLM(TemplateLM):
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
         answers = []
-        for request in tqdm(requests, desc="Scoring texts", disable=disable_tqdm):
+        for request in tqdm(requests, desc="Scoring texts", disable=disable_tqdm or None):
             windows = get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0]),
                 prefix_token=self.prefix_token_id,
@@ -437,7 +437,7 @@ class TransplantLM(TemplateLM):
         keys = sorted(keys, key=lambda key: (key[1] is None, -len(key[0]), key))
         self._check_lengths(keys)
         self._check_engine([key[0] for key in keys])
-        with tqdm(total=total, desc="Scoring requests", disable=disable_tqdm) as bar:
+        with tqdm(total=total, desc="Scoring requests", disable=disable_tqdm or None) as bar:
             for _, together in groupby(keys, key=lambda key: (key[1] is None, self._positions(key))):
                 alike = list(together)
                 for start in range(0, len(alike), self.batch_size):

@@ -45,7 +45,8 @@ def start(verbose: bool | Sequence[str] = False) -> None:
     if ours.level == logging.NOTSET:
         ours.setLevel(logging.NOTSET if verbose is True else logging.INFO)
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: no progress bars in a file
+        # Libraries' progress bars, read when tqdm is imported; ours look for themselves whether somebody watches.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     adopt()
 
 

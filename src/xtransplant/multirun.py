@@ -50,7 +50,7 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
         run: does what a config says, and prints nothing of the result where `shown=False`.
     """
     from hydra_plugins.xtransplant_launchers import Lost
-    from xtransplant import jobs, record
+    from xtransplant import jobs, record, tracking
 
     verbose = verbosity(request.overrides)
     logs.start(verbose)
@@ -94,6 +94,9 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
     record.write(place / RECORD, record.as_json(content))
     done = [Path(each["folder"]) for each in outcomes if each["folder"] and each["status"] in _DONE]
     _show(request.runs, done, [folder for folder in folders if folder is not None])
+    first = request.runs[0]
+    if isinstance(first, TaskJob):
+        tracking.log_sweep(first, place, [folder for folder in done if (folder / record.MANIFEST).is_file()])
     missing = [each for each in outcomes if each["status"] not in _DONE]
     if broken is not None and not missing:
         raise broken
@@ -127,6 +130,8 @@ def _one(composed: Any, *, job: str, attempt: str, count: int, run: Run, verbose
     outcome: dict[str, Any] = {"status": "failed", "error": None, "host": socket.gethostname(), "process": os.getpid()}
     try:
         config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JOBS[job]), composed))
+        if isinstance(config, TaskJob):
+            config.tracking.group = config.tracking.group or Path(attempt).parent.name
         folder = run(config, shown=False)
         outcome["status"] = "done"
         name = "" if folder is None else f" {folder.name}"

@@ -203,7 +203,9 @@ class SweepLM(TransplantLM):
             self.captures.prepare(sources, self.sweep.components, self.sweep.how.site)
         total = np.zeros(1 + len(everything))
         alive = everything
-        with tqdm(total=sum(len(self._keys(some)) for some in asked), desc="Sweeping", disable=disable_tqdm) as bar:
+        with tqdm(
+            total=sum(len(self._keys(some)) for some in asked), desc="Sweeping", disable=disable_tqdm or None
+        ) as bar:
             for number, (some, (_, kept)) in enumerate(zip(rounds, plan, strict=True)):
                 if number:
                     # Stable: equal ones stay in the order of the paper's ties.

@@ -98,6 +98,15 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     ("evaluate model={dtype:fp8}", ("model.dtype=fp8", "float32")),
     ("evaluate model.name=null", ("model.name=null", "text")),
     ("summarize runs=outputs", ("runs: outputs matches no folder", "outputs/evaluate/*")),
+    # tracking
+    ("evaluate tracking=mlflow", ("tracking=mlflow", "none, wandb, wandb_offline")),
+    ("evaluate tracking=wandb tracking.mode=later", ("tracking.mode=later", "online, offline or disabled")),
+    ("evaluate tracking.mode=offline", ("tracking.mode=offline", "nothing is tracked", "tracking=wandb")),
+    ("evaluate tracking=none tracking.tags=[a]", ("tracking.tags=[a]", "tracking=wandb")),
+    ("evaluate -m tracking.project=a/b limit=0", ("2 faults", "tracking.project=a/b", "without /", "limit=0")),
+    ("grid tracking=wandb tracking.entity=a/b", ("tracking.entity=a/b", "or null")),
+    ("evaluate tracking=wandb 'tracking.tags=[\" \"]'", ("tracking.tags", "1 to 64 characters")),
+    (f"evaluate tracking=wandb tracking.group={'g' * 129}", ("tracking.group", "at most 128")),
     # several values
     ("evaluate seed=1,2", ("seed=1,2", "-m", "[a,b]")),
     ("evaluate -m seed=1,two", ("seed=two", "a whole number")),
@@ -473,3 +482,15 @@ def test_a_process_refuses_within_8_seconds(line: str, part: str) -> None:
     assert part in result.stderr
     assert "Traceback" not in result.stderr
     assert seconds < 8
+
+
+def test_tracking_needs_its_package(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "wandb" else find(name))
+    message = refused("evaluate", "tracking=wandb", "limit=0")
+    assert "2 faults" in message
+    assert "the package wandb is not installed. pip install wandb, or give tracking=none" in message
+    # What nobody asked for is left out.
+    for given in (["-m"], ["tracking=wandb", "tracking.mode=disabled"]):
+        message = refused("evaluate", *given, "limit=0")
+        assert message.startswith("error: limit=0") and "wandb" not in message

@@ -320,7 +320,8 @@ def test_cfg_of_an_experiment(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_single_run_of_the_interventions_is_one_of_its_sweep() -> None:
-    assert evaluate_config("experiment=embedded/interventions") in swept("experiment=embedded/interventions")
+    given = ("experiment=embedded/interventions", "tracking=none")  # the default of a sweep is another
+    assert evaluate_config(*given) in swept(*given)
 
 
 def test_the_second_job_of_an_experiment() -> None:
@@ -328,6 +329,53 @@ def test_the_second_job_of_an_experiment() -> None:
     for given in ("split=unseen", "selection=nowhere.json"):
         assert faults("evaluate", "experiment=paper_v1/xcopa", given) == []
     assert "is for grid first" in faults("evaluate", "experiment=paper_v1/xcopa", "output_dir=mine")[0]
+
+
+# --- Tracking --------------------------------------------------------------------------------------------------------
+
+
+def tracked(*overrides: str, job: str = "evaluate", folder: str | None = None) -> set[tuple[str, str]]:
+    """Backend and mode of each run of a sweep."""
+    with compose.open_hydra(folder) as hydra:
+        request = compose.read(hydra, job, overrides, multirun=True)
+    assert request.faults == []
+    return {(each.tracking.backend.value, each.tracking.mode.value) for each in request.runs}  # type: ignore[union-attr]
+
+
+def test_a_sweep_is_tracked_offline_unless_told_otherwise(write: Callable[[str, str], None]) -> None:
+    for job in ("evaluate", "grid"):
+        assert tracked("language_pair=en-sw,en-tr", job=job) == {("wandb", "offline")}
+    assert tracked("experiment=embedded/interventions", "tracking.tags=[mine]") == {("wandb", "offline")}
+    # The command line goes first, then a file.
+    assert tracked("tracking=none") == {("none", "online")}
+    assert tracked("tracking=wandb") == {("wandb", "online")}
+    assert tracked("tracking.mode=online") == {("wandb", "online")}
+    assert tracked("tracking=none,wandb") == {("none", "online"), ("wandb", "online")}
+    head = "# @package _global_\n"
+    write("experiment/none.yaml", f"{head}defaults:\n  - override /tracking: none\n")
+    write("experiment/online.yaml", f"{head}defaults:\n  - override /tracking: wandb\nlimit: 3\n")
+    write("experiment/section.yaml", f"{head}tracking: {{mode: online, tags: [mine]}}\n")
+    write("experiment/axis.yaml", f"{head}hydra:\n  sweeper:\n    params:\n      tracking: none,wandb\n")
+    assert tracked("experiment=none", folder="mine") == {("none", "online")}
+    assert tracked("experiment=online", folder="mine") == {("wandb", "online")}
+    assert tracked("experiment=section", folder="mine") == {("wandb", "online")}
+    assert tracked("experiment=axis", folder="mine") == {("none", "online"), ("wandb", "online")}
+    assert tracked("experiment=none", "tracking=wandb", folder="mine") == {("wandb", "online")}
+
+
+def test_other_jobs_and_single_runs_are_not_tracked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate_config().tracking.backend is config.TrackingBackend.none
+    with compose.open_hydra() as hydra:
+        assert compose.read(hydra, "doctor", ["model=gemma3_270m,smollm2_135m"], multirun=True).faults == []
+    assert cli.main(["evaluate", "-m", "--cfg", "job", "limit=3,4"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["tracking"]["mode"] == "offline"
+
+
+def test_a_runs_name_does_not_depend_on_its_tracking() -> None:
+    plain = evaluate_config()
+    given = evaluate_config("tracking=wandb", "tracking.project=p", "tracking.group=g", "tracking.tags=[t]")
+    assert config_hash(plain) == config_hash(given)
+    assert "tracking" not in config.identity(given)
 
 
 # --- Files of the user's ---------------------------------------------------------------------------------------------

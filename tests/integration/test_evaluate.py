@@ -170,7 +170,7 @@ def test_a_sweep_loads_the_model_once_and_ends_in_one_table(
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
     monkeypatch.setattr(loading, "_last", None)
-    run("-m", *arguments, "transplant.layers=null,[3,1]", "transplant.component=ffn,attn")
+    run("-m", *arguments, "tracking=none", "transplant.layers=null,[3,1]", "transplant.component=ffn,attn")
     assert len(loads) <= 1
     runs = record.find_runs([str(tmp_path / "outputs")])
     # The vanilla model has no component: two of the four jobs are the same run.

@@ -40,7 +40,7 @@ def command(place: Path, outputs: Path, *more: str, job: str = "evaluate", kind:
     return [
         job, "model=hf", "model.name=tiny", models, "task=custom", "task.name=colour",
         f'task.tasks=["colour_{kind}_{{lang}}"]', f"task.include_path=[{place / 'tasks'}]", "task.key=id",
-        "language_pair=en-sw", f"output_dir={outputs}", *more,
+        "language_pair=en-sw", "tracking=none", f"output_dir={outputs}", *more,
     ]  # fmt: skip
 
 

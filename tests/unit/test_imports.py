@@ -47,10 +47,12 @@ ALLOWED: dict[str, set[str]] = {
     "record": {"types", "checks", "disk", "logs"},
     "overview": {"types", "config", "answer_language", "families", "grading", "record", "stats"},
     "tables": {"types", "answer_language", "overview", "record"},
+    "tracking": {"config"},
+    "tracking_worker": {"types", "record", "stats", "grid", "analysis", "charts"},
     "compose": {"types", "config", "checks", "catalogue", "families", "models", "selection"},
     "grid_jobs": {
         *("types", "config", "loading", "logs", "pairing", "record", "tables", "jobs", "lm", "sweep", "sweep_lm"),
-        *("grid", "grading", "selection", "strategies", "comparison", "analysis", "charts"),
+        *("grid", "grading", "selection", "strategies", "comparison", "analysis", "charts", "tracking"),
     },
     "jobs": {
         "types",
@@ -67,8 +69,9 @@ ALLOWED: dict[str, set[str]] = {
         "overview",
         "tables",
         "selection",
+        "tracking",
     },
-    "multirun": {"types", "config", "compose", "jobs", "grid_jobs", "logs", "record", "tables"},
+    "multirun": {"types", "config", "compose", "jobs", "grid_jobs", "logs", "record", "tables", "tracking"},
     "cli": {"types", "config", "checks", "catalogue", "compose", "jobs", "grid_jobs", "logs", "multirun", "record"},
 }
 # Each of them costs seconds; `--help` and refusals must not pay that.

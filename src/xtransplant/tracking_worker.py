@@ -1,0 +1,526 @@
+"""What is logged of a run to Weights & Biases, and the process that does it: see `tracking.py`.
+
+A request is a line of JSON on the standard input. The answer is several lines on the standard output, each an object
+that adds to those before: one when W&B's part begins, one when its files are there, and one with `end`. All is read
+from the runs' folders. Nothing of the environment, the command line or git is recorded but what a manifest says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xtransplant import record
+from xtransplant.types import XTransplantError
+
+if TYPE_CHECKING:
+    from xtransplant.grid import Grid
+
+# A table of samples is to look at: all of them are in the artifact.
+ROWS = 200
+CHARACTERS = 4_000  # of a text in a table
+# Only an upload needs them; what writes the files does not see them.
+_FOR_UPLOADS = (
+    *("WANDB_API_KEY", "WANDB_X_EXTRA_HTTP_HEADERS"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"),
+)
+
+Table = tuple[list[str], list[list[Any]]]
+
+
+# --- What there is to say of a run -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Content:
+    """A W&B run to be written."""
+
+    name: str
+    job_type: str
+    tags: list[str]
+    about: dict[str, Any]  # in its config, as `run`
+    values: dict[str, float]  # its metrics
+    tables: dict[str, Table]
+    folder: Path  # its artifact
+    metadata: dict[str, Any]  # of that
+    pictures: dict[str, bytes] = field(default_factory=dict)  # PNG
+    group: str | None = None
+    id: str | None = None
+
+
+def of_run(folder: Path) -> Content:
+    """A finished run of `evaluate` or `grid`.
+
+    Raises:
+        XTransplantError: it is not finished, or damaged.
+    """
+    run = record.load_run(folder)
+    if run is None:
+        raise XTransplantError(f"{folder} is not finished")
+    facts = run.manifest
+    job = str(facts["job"])
+    kept = ("config_hash", "model_name", "task_name", "language_pair", "split", "condition", "control", "transplant")
+    found = measures(run, scores(run))
+    samples, total = sample_rows(run)
+    pair = facts["language_pair"]
+    content = Content(
+        name=folder.name,
+        job_type=job,
+        tags=[*_label(run)[1:4], *([] if facts["split"] == "all" else [str(facts["split"])]), _label(run)[-1]],
+        about={name: facts[name] for name in kept if name in facts} | {"environment": facts["environment"]},
+        # A grid's own metrics are those without a transplant.
+        values={(name if job == "evaluate" else f"vanilla/{name}"): value for name, value in summary(found).items()}
+        | {"samples/shown": len(samples[1]), "samples/all": total},
+        tables={
+            "tasks": (["language_pair", *_COLUMNS], [[pair, *asdict(each).values()] for each in found]),
+            "samples": samples,
+        },
+        folder=folder,
+        metadata={"config_hash": facts["config_hash"], "manifest_sha256": _sha256(run), "files": facts["files"]},
+    )
+    if job == "grid":
+        grid = _grid(folder)
+        content.tables["grid"], best = cells(grid)
+        content.values |= best
+        content.pictures = _pictures(grid)
+    return content
+
+
+def of_sweep(folder: Path, runs: Sequence[Path], tracking: Mapping[str, Any]) -> Content:
+    """The comparison over a sweep's runs. Its id follows from their results and where they are logged.
+
+    Raises:
+        XTransplantError: none is finished, or one is damaged.
+    """
+    finished = [run for run in map(record.load_run, runs) if run is not None]
+    if not finished:
+        raise XTransplantError("no run is finished")
+    job = str(finished[0].manifest["job"])
+    manifests = sorted(_sha256(run) for run in finished)
+    known = json.dumps([folder.name, dict(tracking), manifests])
+    return Content(
+        name=folder.name,
+        job_type="sweep",
+        tags=[job, *dict.fromkeys(part for run in finished for part in _label(run)[1:3])],
+        about={
+            "job": job,
+            "runs": [run.folder.name for run in finished],
+            "environment": finished[0].manifest["environment"],
+        },
+        values={"runs": len(finished)},
+        tables={"comparison": comparison(finished) if job == "evaluate" else best_cells(finished)},
+        folder=folder,
+        metadata={"manifests_sha256": manifests},
+        group=tracking["group"] or folder.name,
+        id=hashlib.sha256(known.encode()).hexdigest()[:16],
+    )
+
+
+def _sha256(run: record.Run) -> str:
+    return hashlib.sha256((run.folder / record.MANIFEST).read_bytes()).hexdigest()
+
+
+# Task, metric and filter -> document -> score.
+Scores = dict[tuple[str, str, str], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric of a task over its documents, with a 95 % interval."""
+
+    task: str
+    metric: str
+    filter: str  # lm-eval's name for how an answer is read; none, as a rule
+    value: float
+    stderr: float | None
+    low: float | None
+    high: float | None
+    documents: int
+    trivial: float | None
+
+    @property
+    def name(self) -> str:
+        """In a run's metrics."""
+        return self.metric if self.filter == "none" else f"{self.metric}_{self.filter}"
+
+
+_COLUMNS = list(Measure.__dataclass_fields__)
+
+
+def scores(run: record.Run) -> Scores:
+    """What the samples say of each metric in the results, where that is one number a document."""
+    found: Scores = {}
+    for task in run.manifest["tasks"]:
+        named = [key.split(",") for key in run.results["results"][task] if "," in key]
+        rows = _samples(run, task)
+        for metric, filtered in named:
+            found[task, metric, filtered] = {
+                str(row["key"]): float(row[metric])
+                for row in rows
+                if row.get("filter", "none") == filtered
+                and isinstance(row.get(metric), int | float)
+                and math.isfinite(row[metric])
+            }
+    return found
+
+
+def _samples(run: record.Run, task: str) -> list[dict[str, Any]]:
+    path = run.folder / f"samples_{task}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def measures(run: record.Run, of_documents: Scores) -> list[Measure]:
+    """Every metric of every task.
+
+    Intervals are bootstraps over documents where the metric is the mean of what the samples say, else 1.96 standard
+    errors to either side.
+    """
+    found = []
+    for task, facts in run.manifest["tasks"].items():
+        result = run.results["results"][task]
+        for key, value in result.items():
+            metric, _, filtered = key.partition(",")
+            if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            error = result.get(f"{metric}_stderr,{filtered}")
+            stderr = float(error) if isinstance(error, int | float) and math.isfinite(error) else None
+            known = list(of_documents[task, metric, filtered].values())
+            low, high = _interval(float(value), stderr, known, int(run.manifest["seed"]))
+            trivial = facts["trivial_baseline"] if metric in ("acc", "exact_match") else None
+            documents = len(known) or facts["documents"]
+            found.append(Measure(task, metric, filtered, float(value), stderr, low, high, documents, trivial))
+    return found
+
+
+def _interval(
+    value: float, stderr: float | None, known: Sequence[float], seed: int
+) -> tuple[float, float] | tuple[None, None]:
+    import numpy as np
+
+    from xtransplant import stats
+
+    if known and math.isclose(float(np.mean(known)), value, rel_tol=1e-6, abs_tol=1e-9):
+        return stats.bootstrap_interval(np.array(known), resamples=2_000, seed=seed)
+    return (None, None) if stderr is None else (value - 1.96 * stderr, value + 1.96 * stderr)
+
+
+def summary(found: Sequence[Measure]) -> dict[str, float]:
+    """Metric -> value, with its interval; over the documents of all tasks, and of several tasks each for itself too."""
+    values: dict[str, float] = {}
+    tasks = list(dict.fromkeys(each.task for each in found))
+    for each in found:
+        if len(tasks) > 1:
+            values |= _flat(f"{each.task}/{each.name}", each)
+    for name in dict.fromkeys(each.name for each in found):
+        several = [each for each in found if each.name == name]
+        if len(tasks) == 1:
+            values |= _flat(name, several[0])
+        else:
+            documents = sum(each.documents for each in several)
+            values[name] = sum(each.value * each.documents for each in several) / documents
+    return values
+
+
+def _flat(name: str, each: Measure) -> dict[str, float]:
+    parts = {"": each.value, "/stderr": each.stderr, "/low": each.low, "/high": each.high}
+    return {f"{name}{part}": value for part, value in parts.items() if value is not None}
+
+
+def sample_rows(run: record.Run) -> tuple[Table, int]:
+    """The first documents of each task, at most `ROWS` in all, and of how many."""
+    metrics = list(
+        dict.fromkeys(key.split(",")[0] for task in run.manifest["tasks"] for key in run.results["results"][task])
+    )
+    metrics = [each for each in metrics if each != "alias" and not each.endswith("_stderr")]
+    header = ["task", "key", "filter", "source_prompts", "prompt", "choices", "responses", "answer", *metrics]
+    share = max(1, ROWS // len(run.manifest["tasks"]))
+    rows: list[list[Any]] = []
+    total = 0
+    for task in run.manifest["tasks"]:
+        samples = _samples(run, task)
+        total += len(samples)
+        for sample in samples[:share]:
+            given = sample.get("arguments") or []
+            texts = [
+                task,
+                sample["key"],
+                sample.get("filter", "none"),
+                "\n\n".join(sample.get("source_prompts") or []),
+                given[0][0] if given else "",
+                # Of a generated text the second argument says how it is generated.
+                [each[1] for each in given if isinstance(each[1], str)],
+                sample.get("filtered_resps"),
+                sample.get("target"),
+            ]
+            known = [sample.get(metric) for metric in metrics]
+            rows.append(
+                [*map(_cell, texts), *(float(each) if isinstance(each, int | float) else None for each in known)]
+            )
+    return (header, rows), total
+
+
+def _cell(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= CHARACTERS else f"{text[: CHARACTERS // 2]} […] {text[-CHARACTERS // 2 :]}"
+
+
+def _grid(folder: Path) -> Grid:
+    from xtransplant.grid import Grid
+
+    return Grid.load(folder / "grid.npz")
+
+
+def cells(grid: Grid) -> tuple[Table, dict[str, float]]:
+    """Every cell of a grid, and the best of each component with its adjusted p (see `analysis.Effect`)."""
+    from xtransplant import analysis
+
+    header = ["component", "source", "target", "documents", "score", "gain", "p_max_t", "logprob_change"]
+    rows: list[list[Any]] = []
+    best: dict[str, float] = {}
+    for component in analysis.components(grid):
+        found = analysis.effect(grid, component)
+        nats = analysis.effect(grid, component, "logprob", permutations=1)
+        assert found is not None  # every grid has scores
+        for index, cell in enumerate(found.cells):
+            numbers = [found.mean[index], found.gain[index], found.adjusted[index]]
+            numbers.append(math.nan if nats is None else nats.gain[index])
+            seen = [component.value, cell.source, cell.target, int(found.seen[index])]
+            rows.append([*seen, *(float(each) if math.isfinite(each) else None for each in numbers)])
+        if found.complete.any():
+            index = found.ranked()[0]
+            best |= {
+                f"best/{component.value}/source": found.cells[index].source,
+                f"best/{component.value}/target": found.cells[index].target,
+                f"best/{component.value}/score": float(found.mean[index]),
+                f"best/{component.value}/gain": float(found.gain[index]),
+                f"best/{component.value}/p_max_t": float(found.adjusted[index]),
+            }
+    return (header, rows), {name: value for name, value in best.items() if math.isfinite(value)}
+
+
+def _pictures(grid: Grid) -> dict[str, bytes]:
+    from xtransplant import charts
+
+    pictures = {}
+    with suppress(XTransplantError):  # no cell was seen on all documents
+        pictures["heatmap"] = charts.heatmap_png([grid])
+    with suppress(XTransplantError):
+        pictures["heatmap_logprob"] = charts.heatmap_png([grid], "logprob")
+    return pictures
+
+
+def comparison(runs: Sequence[record.Run]) -> Table:
+    """Runs of `evaluate`: a row per run, task and metric, with the gain over the vanilla run that is else the same.
+
+    Its interval is that of `stats.difference_interval`, on the documents that both have scores of.
+    """
+    header = [*_LABEL, "condition", *(f"lm_eval_{name}" if name == "task" else name for name in _COLUMNS)]
+    rows = []
+    bases = {_all_but_the_transplant(run): scores(run) for run in runs if run.manifest["condition"] == "vanilla"}
+    for run in runs:
+        own = scores(run)
+        base = bases.get(_all_but_the_transplant(run), {}) if run.manifest["condition"] != "vanilla" else {}
+        for each in measures(run, own):
+            which = (each.task, each.metric, each.filter)
+            gain = _gain(own[which], base.get(which, {}), int(run.manifest["seed"]))
+            rows.append([*_label(run), *asdict(each).values(), *gain])
+    return [*header, "gain", "gain_low", "gain_high"], rows
+
+
+def _gain(own: Mapping[str, float], base: Mapping[str, float], seed: int) -> tuple[float | None, ...]:
+    import numpy as np
+
+    from xtransplant import stats
+
+    both = [key for key in own if key in base]
+    if not both:
+        return None, None, None
+    a, b = (np.array([values[key] for key in both]) for values in (own, base))
+    return float(np.mean(a - b)), *stats.difference_interval(a, b, seed)
+
+
+def _all_but_the_transplant(run: record.Run) -> str:
+    given = run.results["config"]["model_args"] | {"transplant": None, "selection": None, "prompt": None}
+    return json.dumps(given, sort_keys=True)
+
+
+_LABEL = ["run", "model", "task", "language_pair", "split"]
+
+
+def _label(run: record.Run) -> list[str]:
+    """`_LABEL`, and what was done: a condition, or a grid's control."""
+    facts = run.manifest
+    what = facts["condition"] if facts["job"] == "evaluate" else facts["control"] or "grid"
+    return [run.folder.name, *(str(facts[key]) for key in ("model_name", "task_name", "language_pair", "split")), what]
+
+
+def best_cells(runs: Sequence[record.Run]) -> Table:
+    """Runs of `grid`: a row per run and component, the best cell, which was chosen on the documents of its score."""
+    parts = ["source", "target", "score", "gain", "p_max_t"]
+    rows = []
+    for run in runs:
+        documents = sum(facts["documents"] for facts in run.manifest["tasks"].values())
+        best = cells(_grid(run.folder))[1]
+        for component in dict.fromkeys(name.split("/")[1] for name in best):
+            numbers = [best.get(f"best/{component}/{part}") for part in parts]
+            rows.append([*_label(run), documents, component, *numbers])
+    return [*_LABEL, "control", "documents", "component", *parts], rows
+
+
+# --- Weights & Biases ------------------------------------------------------------------------------------------------
+
+
+def write(content: Content, config: Mapping[str, Any], place: Path) -> Path:
+    """Write it as an offline run below `<place>/wandb`. Returns the folder of its files.
+
+    Args:
+        config: the job's, as `config.to_dict` gives it.
+    """
+    import wandb
+
+    # Only what has an id is the same each time that it is asked for.
+    there = sorted(place.joinpath("wandb").glob(f"offline-run-*-{content.id}")) if content.id else []
+    if there:
+        return there[0]
+    given = config["tracking"]
+    about = {"run": content.about}
+    if "WANDB_SWEEP_ID" in os.environ:
+        # What the sweep varies has its own place in the config, which a section of the same name cannot take: `task`.
+        about["resolved"] = dict(config)
+    with (
+        wandb.init(
+            dir=str(place),
+            mode="offline",
+            # Where `wandb agent` waits for a run, W&B takes these from the environment instead.
+            id=content.id,
+            project=given["project"],
+            entity=given["entity"],
+            name=content.name,
+            group=content.group or given["group"],
+            job_type=content.job_type,
+            tags=list(dict.fromkeys(tag[:64] for tag in [*content.tags, *given["tags"]] if tag)),
+            config={**config, **about},
+            reinit="finish_previous",
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                symlink=False,  # several processes would point the same one elsewhere
+                save_code=False,
+                disable_git=True,
+                disable_job_creation=True,
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+                x_disable_stats=True,
+                x_save_requirements=False,
+            ),
+        ) as run,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        tables = {name: wandb.Table(columns=[*header], data=rows) for name, (header, rows) in content.tables.items()}
+        pictures = {}
+        for name, picture in content.pictures.items():
+            Path(folder, f"{name}.png").write_bytes(picture)
+            pictures[name] = wandb.Image(str(Path(folder, f"{name}.png")))
+        run.log({**content.values, **tables, **pictures})
+        kind = "sweep" if content.job_type == "sweep" else f"run-{content.job_type}"
+        artifact = wandb.Artifact(content.name, type=kind, metadata=content.metadata)
+        for path in sorted(content.folder.glob("*")):
+            if path.is_file() and not path.name.startswith("."):
+                artifact.add_file(str(path), name=path.name, skip_cache=True)
+        run.log_artifact(artifact)
+    if "WANDB_SWEEP_ID" in os.environ:
+        for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
+            os.environ.pop(name, None)
+        wandb.teardown()  # the agent waits for one run: others are not its
+    return Path(run.settings.sync_dir)
+
+
+def upload(files: Path, until: float, environment: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """As `wandb sync` does. Returns the run's address, and what went wrong.
+
+    Args:
+        until: when it is given up, in seconds since the epoch.
+        environment: variables beside this process's own.
+    """
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "wandb", "sync", str(files)],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            # Its own log beside the files; else it would be in the current folder.
+            env={**os.environ, **environment, "WANDB_DIR": str(files.parents[1])},
+        )
+        try:
+            process.wait(max(0.1, until - time.time()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return None, "the server did not answer in time"
+        said.seek(0)
+        lines = [line.removeprefix("wandb: ").strip() for line in said.read().splitlines()]
+    url = next((line.rpartition(" at ")[2] for line in lines if "View run" in line), None)
+    if any(files.glob("*.wandb.synced")):
+        return url, None
+    # It says `Error: <why>` or `ERROR <why>`, and where more is said.
+    errors = [line[5:].strip(": ") for line in lines if line.casefold().startswith("error")]
+    errors = [line for line in errors if line and not line.startswith("Find detailed")]
+    return url, next(iter(errors or lines[-1:]), f"exit code {process.returncode}")
+
+
+# --- The process -----------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Answer requests until the standard input ends."""
+    # W&B's own process inherits the standard output, and others may print: the answers have a way of their own.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def say(answer: Mapping[str, Any]) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    secrets = {name: os.environ.pop(name) for name in _FOR_UPLOADS if name in os.environ}
+    os.environ["WANDB_ERROR_REPORTING"] = "false"  # to W&B's makers, over the network
+    with suppress(ImportError):  # said when there is a run to log
+        # What takes a second to load, while the run is computed.
+        for name in ("wandb", "xtransplant.stats"):
+            importlib.import_module(name)
+    for line in sys.stdin:
+        request = json.loads(line)
+        url, failed = None, None
+        try:
+            folder, config = Path(request["folder"]), request["config"]
+            if "runs" in request:
+                content = of_sweep(folder, [Path(each) for each in request["runs"]], config["tracking"])
+            else:
+                content = of_run(folder)
+            say({})
+            until = time.time() + (request["upload_within"] or 0)
+            files = write(content, config, Path(request["place"]))
+            say({"files": str(files)})
+            if request["upload_within"] is not None:
+                url, failed = upload(files, until, secrets)
+        except Exception as error:
+            failed = f"{type(error).__name__}: {error}"
+        say({"url": url, "error": failed, "end": True})
+
+
+if __name__ == "__main__":
+    if hasattr(signal, "SIGINT"):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main()
