@@ -1,7 +1,9 @@
 """Source vectors: what the components of every layer output at the last token of the source prompts.
 
-They do not depend on the target language, the layer pair or the task's grading: so they are computed once, kept on disk
-in a folder for each model, and found again by the prompt's token ids. Values are those of `engine.capture`.
+They do not depend on the target language, the layer pair or the task's grading: so they are computed once for the jobs
+of a sweep, kept on disk in a folder for each model or in memory. Values are those of `engine.capture`. Prompts share
+forward passes with the same others whatever was computed before, so that a run gives the same bits alone and in any
+sweep.
 
 A source is one prompt, or the same prompt in several languages, whose vectors are averaged.
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,18 +35,28 @@ log = logging.getLogger(__name__)
 
 Prompt = tuple[int, ...]
 Source = tuple[Prompt, ...]
+# Vectors of some prompts [B, N, H]: a document's lie together.
+Bank = dict[Component, Tensor]
+
 # Token ids that one forward pass takes, and the prompts of one file: what a killed run has to do again.
 _TOKENS_AT_ONCE = 4096
 _PROMPTS_A_FILE = 256
+# Bytes that are held in memory for the next jobs of a process.
+_MEMORY = 2**30
 # In one forward pass, so both are kept whichever is asked for.
 _ALWAYS = (Component.ffn, Component.attn)
+
+
+# Of the jobs of this process: name -> vectors, those used last at the end.
+_held: OrderedDict[str, Bank] = OrderedDict()
 
 
 class Captures:
     """The source vectors of one model.
 
     Args:
-        folder: where those of all runs are kept, `<model>-<hash>/<hash>.safetensors` below it; None keeps none.
+        folder: where those of all runs are kept, `<model>-<hash>/<hash>.safetensors` below it; None holds them in
+            memory for the next jobs of this process, if they are 1 GiB at most.
         provenance: of the loaded model; files, adapter, dtype and attention implementation make the folder's name.
         control: `noise` gives random vectors instead, each with the length of the one it replaces; `zero` gives zeros.
             Others say which prompts are the sources, not what is made of them.
@@ -61,48 +74,31 @@ class Captures:
         self.decoder = decoder
         self.control, self.seed = control, seed
         self.computed = 0  # prompts that had to be run
-        self._found: dict[tuple[str, Component, Site], tuple[Path, int]] = {}
-        self._held: dict[tuple[Prompt, Component, Site], Tensor] = {}
+        # Where what was prepared is, and in which row.
+        self._found: dict[tuple[Prompt, Component, Site], tuple[Path | Bank, int]] = {}
         # Everything that a vector, or an answer, of this model depends on beside the prompt.
         self.model = _model_name(decoder, provenance)
         self.folder = None if folder is None else folder / self.model
-        if self.folder is not None and self.folder.is_dir():
-            for path in sorted(self.folder.glob("*.safetensors")):
-                self._index(path)
 
     def prepare(self, sources: Sequence[Source], components: Sequence[Component], site: Site) -> None:
         """Compute and keep the vectors of those prompts that have none yet: of their last token."""
-        missing = sorted(self.missing(sources, components, site), key=len)
-        wanted = tuple(dict.fromkeys([*_ALWAYS, *components]))
-        for start in range(0, len(missing), _PROMPTS_A_FILE):
-            some = missing[start : start + _PROMPTS_A_FILE]
-            vectors = self._capture(some, wanted, site)
-            if self.folder is None:
+        wanted = _wanted(components)
+        banks = self._banks(sources, wanted, site)
+        if self.folder is None and self._bytes(banks, wanted) > _MEMORY:
+            return
+        for name, prompts in banks.items():
+            bank = self._kept(name)
+            if bank is None:
+                vectors = self._capture(prompts, wanted, site)
+                bank = self._keep(name, {each: vectors[each].transpose(0, 1).contiguous().cpu() for each in wanted})
+            for row, prompt in enumerate(prompts):
                 for component in wanted:
-                    for n, prompt in enumerate(some):
-                        self._held[prompt, component, site] = vectors[component][:, n].cpu()
-                continue
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / f"{hashlib.sha256(repr((some, wanted, site)).encode()).hexdigest()[:16]}.safetensors"
-            # A document's vectors lie together: [B, N, H].
-            tensors = {each.value: vectors[each].transpose(0, 1).contiguous().cpu() for each in wanted}
-            described = {"site": site.value, "prompts": json.dumps([_digest(prompt) for prompt in some])}
-            with replacing(path) as temporary:
-                save_file(tensors, temporary, metadata=described)
-            self._index(path)
+                    self._found[prompt, component, site] = bank, row
 
     def missing(self, sources: Sequence[Source], components: Sequence[Component], site: Site) -> list[Prompt]:
-        """The distinct prompts that have no vectors yet, and need them."""
-        if self.control is Control.zero:
-            return []
-        return [
-            prompt
-            for prompt in dict.fromkeys(prompt for source in sources for prompt in source)
-            if any(
-                (_digest(prompt), component, site) not in self._found and (prompt, component, site) not in self._held
-                for component in components
-            )
-        ]
+        """The distinct prompts that `prepare` would have to run."""
+        banks = self._banks(sources, _wanted(components), site)
+        return [prompt for name, prompts in banks.items() if self._kept(name) is None for prompt in prompts]
 
     def vectors(
         self,
@@ -126,9 +122,9 @@ class Captures:
             zeros = torch.zeros(len(chosen), len(sources), *places, self.decoder.hidden_size)
             return {component: zeros.to(self.decoder.device) for component in components}
         prompts = [prompt for source in sources for prompt in source]
-        if positions is None and not self.missing(sources, components, site):
+        if positions is None and all((prompt, each, site) in self._found for prompt in prompts for each in components):
             found = {
-                component: torch.stack([self._kept(prompt, component, site)[chosen] for prompt in prompts], 1)
+                component: torch.stack([self._read(prompt, component, site)[chosen] for prompt in prompts], 1)
                 for component in components
             }
         else:
@@ -161,26 +157,59 @@ class Captures:
         self.computed += len(prompts)
         return {component: torch.cat([part[component] for part in parts], 1) for component in components}
 
-    def _kept(self, prompt: Prompt, component: Component, site: Site) -> Tensor:
-        held = self._held.get((prompt, component, site))
-        if held is not None:
+    def _banks(
+        self, sources: Sequence[Source], wanted: Sequence[Component], site: Site
+    ) -> dict[str, tuple[Prompt, ...]]:
+        """The distinct prompts in the portions that are computed together, by a name for all that these depend on."""
+        if self.control is Control.zero:
+            return {}
+        prompts = sorted({prompt for source in sources for prompt in source}, key=lambda prompt: (len(prompt), prompt))
+        portions = (tuple(prompts[n : n + _PROMPTS_A_FILE]) for n in range(0, len(prompts), _PROMPTS_A_FILE))
+        return {hashlib.sha256(repr((some, wanted, site)).encode()).hexdigest()[:16]: some for some in portions}
+
+    def _bytes(self, banks: Mapping[str, Sequence[Prompt]], wanted: Sequence[Component]) -> int:
+        vector = self.decoder.hidden_size * self.decoder.model.dtype.itemsize
+        return sum(map(len, banks.values())) * len(wanted) * self.decoder.num_layers * vector
+
+    def _kept(self, name: str) -> Path | Bank | None:
+        """A portion that was computed before."""
+        if self.folder is None:
+            held = _held.get(self._held_as(name))
+            if held is not None:
+                _held.move_to_end(self._held_as(name))
             return held
-        path, row = self._found[_digest(prompt), component, site]
-        with safe_open(path, framework="pt") as opened:
+        path = self.folder / f"{name}.safetensors"
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt"):
+                return path
+        except (SafetensorError, OSError):
+            log.warning("%s holds no source vectors and is not used; they are computed anew.", path)
+            return None
+
+    def _keep(self, name: str, bank: Bank) -> Path | Bank:
+        if self.folder is None:
+            _held[self._held_as(name)] = bank
+            while sum(each.nbytes for held in _held.values() for each in held.values()) > _MEMORY:
+                _held.popitem(last=False)
+            return bank
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{name}.safetensors"
+        with replacing(path) as temporary:
+            save_file({component.value: vectors for component, vectors in bank.items()}, temporary)
+        return path
+
+    def _held_as(self, name: str) -> str:
+        return f"{self.model}/{self.decoder.device.type}/{name}"
+
+    def _read(self, prompt: Prompt, component: Component, site: Site) -> Tensor:
+        bank, row = self._found[prompt, component, site]
+        if not isinstance(bank, Path):
+            return bank[component][row]
+        with safe_open(bank, framework="pt") as opened:
             found: Tensor = opened.get_slice(component.value)[row]
         return found
-
-    def _index(self, path: Path) -> None:
-        try:
-            with safe_open(path, framework="pt") as opened:
-                described = opened.metadata()
-                names = list(opened.keys())
-            site = Site(described["site"])
-            for row, digest in enumerate(json.loads(described["prompts"])):
-                for name in names:
-                    self._found[digest, Component(name), site] = path, row
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError):
-            log.warning("%s holds no source vectors and is not used; they are computed anew.", path)
 
     def _noise(self, vectors: Tensor, sources: Sequence[Source], component: Component, layers: list[int]) -> Tensor:
         """Gaussian directions, drawn for each source, component and layer, with the lengths of the vectors."""
@@ -193,6 +222,10 @@ class Captures:
         drawn = drawn.to(vectors.device)
         lengths = vectors.float().norm(dim=-1, keepdim=True)
         return (drawn / drawn.norm(dim=-1, keepdim=True) * lengths).to(vectors.dtype)
+
+
+def _wanted(components: Sequence[Component]) -> tuple[Component, ...]:
+    return tuple(dict.fromkeys([*_ALWAYS, *components]))
 
 
 def _means(vectors: Tensor, counts: Sequence[int]) -> Tensor:
@@ -209,10 +242,6 @@ def made_by(*modules: str) -> str:
     for module in modules:
         digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
     return digest.hexdigest()[:12]
-
-
-def _digest(prompt: Prompt) -> str:
-    return hashlib.sha256(repr(tuple(prompt)).encode()).hexdigest()[:32]
 
 
 def _model_name(decoder: Decoder, provenance: Mapping[str, Any]) -> str:

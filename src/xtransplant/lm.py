@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import sys
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from lm_eval.models.utils import (
 from tqdm import tqdm
 
 from xtransplant import selection
-from xtransplant.config import EvaluateConfig, ModelConfig, TaskJob
+from xtransplant.config import EvaluateConfig, GridConfig, ModelConfig, TaskJob
 from xtransplant.selection import Selection
 from xtransplant.types import PAPER, Component, Intervention, LayerPair, XTransplantError
 
@@ -65,13 +66,26 @@ def load_decoder(config: ModelConfig) -> Decoder:
 
 
 def captures_of(config: TaskJob) -> Captures:
-    """The source vectors of a config's model, kept beside the runs."""
+    """The source vectors of a config's model: those of a grid kept beside the runs, others for the next in a sweep."""
     from xtransplant import loading
     from xtransplant.captures import Captures
 
-    folder = Path(config.output_dir, "captures")
+    folder = Path(config.output_dir, "captures") if isinstance(config, GridConfig) else None
     provenance = loading.load(config.model).provenance
     return Captures(load_decoder(config.model), folder, provenance, config.transplant.control, config.seed)
+
+
+@lru_cache(maxsize=1)
+def _encoder(tokenizer: Any) -> Callable[[str, bool | None], array[int]]:
+    """The tokenizer, with a memory that lasts for all jobs of a sweep with one model."""
+
+    @lru_cache(maxsize=65536)
+    def encode(text: str, add_special_tokens: bool | None) -> array[int]:
+        special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        # 4 bytes a token, where a list takes 36.
+        return array("i", tokenizer.encode(text, **special))
+
+    return encode
 
 
 @dataclass(frozen=True)
@@ -147,7 +161,6 @@ class TransplantLM(TemplateLM):
         self.seed = seed
         self.promptless = promptless
         self.counts = Counts()
-        self._encode = lru_cache(maxsize=65536)(self._encode_uncached)
 
     @property
     def decoder(self) -> Decoder:
@@ -275,6 +288,10 @@ class TransplantLM(TemplateLM):
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else int(bos)
 
+    @cached_property
+    def _prefix_text(self) -> str:
+        return str(self.tokenizer.decode(self.prefix_token_id))
+
     @property
     def max_length(self) -> int:
         return int(resolve_max_length(self.decoder.model.config, self.tokenizer))
@@ -292,14 +309,10 @@ class TransplantLM(TemplateLM):
         return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        return list(self._encode(string, add_special_tokens))
-
-    def _encode_uncached(self, string: str, add_special_tokens: bool | None) -> tuple[int, ...]:
         # As HFLM.tok_encode: the tokenizer's own special tokens, but never a second BOS.
-        special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
-            special = {"add_special_tokens": False}
-        return tuple(self.tokenizer.encode(string, **special))
+        if add_special_tokens is None and has_bos_prefix(string, self._prefix_text):
+            add_special_tokens = False
+        return _encoder(self.tokenizer)(string, add_special_tokens).tolist()
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         from xtransplant.engine import score
@@ -437,6 +450,9 @@ class TransplantLM(TemplateLM):
         keys = sorted(keys, key=lambda key: (key[1] is None, -len(key[0]), key))
         self._check_lengths(keys)
         self._check_engine([key[0] for key in keys])
+        if self.transplant is not None and self.transplant.how.positions == 1:
+            sources = [key[1] for key in keys if key[1] is not None]
+            self.captures.prepare(sources, [self.transplant.component], self.transplant.how.site)
         with tqdm(total=total, desc="Scoring requests", disable=disable_tqdm or None) as bar:
             for _, together in groupby(keys, key=lambda key: (key[1] is None, self._positions(key))):
                 alike = list(together)

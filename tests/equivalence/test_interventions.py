@@ -204,7 +204,8 @@ def test_all_positions_of_prompts_of_one_length() -> None:
 def test_a_source_in_several_languages_is_the_mean_of_their_vectors(positions: int | None) -> None:
     decoder = decoder_of("llama")
     source = tuple(map(tuple, SOURCES))
-    for bank in (Captures(decoder, None, {}), Captures(decoder, None, {})):
+    bank = Captures(decoder, None, {})
+    for _ in ("computed for this", "prepared"):
         found = bank.vectors([source, source[:1]], [Component.ffn], Site.module, [2], positions)[Component.ffn][0]
         each = torch.stack(
             [read(decoder, prompt, Component.ffn, 2, Site.module)[-(positions or 1) :] for prompt in SOURCES]

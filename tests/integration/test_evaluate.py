@@ -13,6 +13,7 @@ import pytest
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import documents, write_tasks
 from xtransplant import cli, loading, logs, pairing, record
+from xtransplant.captures import Captures
 
 
 @pytest.fixture(scope="module")
@@ -156,22 +157,32 @@ def test_an_unfinished_run_counts_for_nothing(arguments: list[str], tmp_path: Pa
     assert record.load_run(folder) is not None
 
 
-def test_a_sweep_loads_the_model_once_and_ends_in_one_table(
+def test_a_sweep_does_once_what_its_runs_share_and_ends_in_one_table(
     arguments: list[str], tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    loads = []
-    load = AutoModelForCausalLM.from_pretrained
+    asked: dict[str, list[Any]] = {"from_pretrained": [], "encode": [], "_capture": []}
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        loads.append(args)
-        return load(*args, **kwargs)
+    def count(owner: Any, name: str) -> None:
+        does = getattr(owner, name)
 
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
+        def counted(*args: Any, **given: Any) -> Any:
+            asked[name].append((args[1:], given))
+            return does(*args, **given)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(AutoModelForCausalLM, "from_pretrained")
+    count(PreTrainedTokenizerFast, "encode")
+    count(Captures, "_capture")
     monkeypatch.setattr(loading, "_last", None)
     run("-m", *arguments, "tracking=none", "transplant.layers=null,[3,1]", "transplant.component=ffn,attn")
-    assert len(loads) <= 1
+    assert len(asked["from_pretrained"]) <= 1
+    texts = list(map(str, asked["encode"]))
+    sources = [prompt for (prompts, *_), _ in asked["_capture"] for prompt in prompts]
+    for each in (texts, sources):
+        assert len(each) == len(set(each)) > 0
     runs = record.find_runs([str(tmp_path / "outputs")])
     # The vanilla model has no component: two of the four jobs are the same run.
     assert {found.manifest["condition"] for found in runs} == {"vanilla", "ffn 3>1", "attn 3>1"}
