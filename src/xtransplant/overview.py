@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,13 +21,12 @@ from xtransplant.answer_language import CONSISTENCY, JUDGED
 from xtransplant.config import LanguagePairConfig, TaskConfig
 from xtransplant.families import task_names
 from xtransplant.grading import main_metric
+from xtransplant.measures import Measure, measures
 from xtransplant.record import Run
 from xtransplant.types import XTransplantError
 
 VANILLA = "vanilla"
 UNPARSED = "unparsed"  # as tasks call the share of answers that their rule cannot read
-# Metrics that a guess without reading the question has a share of.
-GUESSED = ("acc", "exact_match")
 MICRO, MACRO = "micro", "macro"
 
 Interval = tuple[float, float]
@@ -209,38 +207,35 @@ class _Part:
 def _parts(run: Run) -> list[_Part]:
     facts, args = run.manifest, run.results["config"]["model_args"]
     templates = _templates(args)
-    by_metric: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for name in facts["tasks"]:
-        samples = _samples(run, name)
-        by_metric.setdefault(_main_metric(run, name, samples), {})[name] = samples
+    found_of = measures(run)
+    by_metric: dict[str, list[Measure]] = {}
+    for task, several in found_of.items():
+        main = _main(run, task, several)
+        by_metric.setdefault(main.name, []).append(main)
     model = facts.get("model", {})
     settings = _canonical(
         {key: value for key, value in args.items() if key not in _NOT_SETTINGS}
         | {"weights": _digest([model.get("files"), model.get("adapter")])}
     )
     found = []
-    for metric, samples_of in by_metric.items():
-        total, trivial = 0.0, 0.0
-        scores: dict[Document, float] = {}
-        tasks = {name: facts["tasks"][name] for name in samples_of}
-        for name, samples in samples_of.items():
-            value, documents = run.results["results"][name][metric], tasks[name]["documents"]
-            total += value * documents
-            trivial += (tasks[name]["trivial_baseline"] or 0.0) * documents
-            template = templates.get(name, name)
-            scores |= {(template, key): score for key, score in _scores(samples, metric, value, documents).items()}
-        count = sum(each["documents"] for each in tasks.values())
-        known = metric.partition(",")[0] in GUESSED and all(
-            each["trivial_baseline"] is not None for each in tasks.values()
+    for metric, mains in by_metric.items():
+        tasks = {each.task: facts["tasks"][each.task] for each in mains}
+        scores = {(templates.get(each.task, each.task), key): x for each in mains for key, x in each.scores.items()}
+        count = sum(each.documents for each in mains)
+        guesses = [each.trivial * each.documents for each in mains if each.trivial is not None]
+        cell = Cell(
+            sum(each.value * each.documents for each in mains) / count,
+            count,
+            sum(guesses) / count if len(guesses) == len(mains) else None,
+            folder=run.folder,
         )
-        paired = scores if len(scores) == count else None
-        cell = Cell(total / count, count, trivial / count if known else None, folder=run.folder)
-        cell.beside = _beside(run, tasks)
-        better = [run.results.get("higher_is_better", {}).get(name, {}).get(metric.partition(",")[0]) for name in tasks]
+        cell.beside = _beside([found_of[task] for task in tasks])
+        higher = run.results.get("higher_is_better", {})
+        better = [higher.get(each.task, {}).get(each.metric) for each in mains]
         found.append(
             _Part(
                 run=run,
-                block=(facts["model_name"], facts["task_name"], facts["split"], _shown(metric), settings),
+                block=(facts["model_name"], facts["task_name"], facts["split"], metric, settings),
                 pair=facts["language_pair"],
                 row=_digest(
                     sorted((name, each.get("docs_sha256"), each["keys_sha256"]) for name, each in tasks.items())
@@ -249,7 +244,7 @@ def _parts(run: Run) -> list[_Part]:
                 treatment=_digest([args.get(key) for key in ("transplant", "selection", "prompt")]),
                 higher_is_better=False not in better,
                 cell=cell,
-                scores=paired,
+                scores=scores if len(scores) == count else None,
             )
         )
     return found
@@ -267,42 +262,17 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(_canonical(value).encode()).hexdigest()
 
 
-def _samples(run: Run, task: str) -> list[dict[str, Any]]:
-    """Of each document its key, filter and metrics; the prompts, most of a file, are not kept."""
-    path = run.folder / f"samples_{task}.jsonl"
+def _main(run: Run, task: str, several: Sequence[Measure]) -> Measure:
+    """The one that a grid of the task would be graded by."""
+    named = {
+        each.metric if each.filter == "none" else f"{each.metric},{each.filter}": each
+        for each in several
+        if each.metric != UNPARSED
+    }
     try:
-        with path.open(encoding="utf-8") as lines:
-            rows = map(json.loads, lines)
-            return [{name: row.get(name) for name in ("key", "filter", "metrics", *row["metrics"])} for row in rows]
-    except (OSError, ValueError, KeyError) as error:
-        raise XTransplantError(f"{path} cannot be read: {error}. Run again with overwrite=true.") from error
-
-
-def _main_metric(run: Run, task: str, samples: Sequence[Mapping[str, Any]]) -> str:
-    """The one that a grid of the task would be graded by, as ``metric,filter``."""
-    results = run.results["results"][task]
-    names = [f"{metric},{row['filter']}" for row in samples for metric in row["metrics"]]
-    names = [
-        name.removesuffix(",none")
-        for name in dict.fromkeys(names)
-        if isinstance(results.get(name), int | float) and not name.startswith(f"{UNPARSED},")
-    ]
-    try:
-        main = main_metric(names)
+        return named[main_metric(list(named))]
     except IndexError:
         raise XTransplantError(f"{run.folder}: {task} has no metric that is a number.") from None
-    return main if "," in main else f"{main},none"
-
-
-def _scores(samples: Sequence[Mapping[str, Any]], metric: str, mean: float, documents: int) -> dict[str, float]:
-    """The metric of each document, by its key; empty where its mean is not the task's score, e.g. chrF, perplexity."""
-    name, _, kind = metric.partition(",")
-    rows = [row for row in samples if row["filter"] == kind and isinstance(row.get(name), int | float)]
-    scores = {str(row["key"]): float(row[name]) for row in rows}
-    if len(scores) != documents or len(rows) != documents:
-        return {}
-    found = math.fsum(scores.values()) / documents
-    return scores if math.isclose(found, mean, rel_tol=1e-6, abs_tol=1e-9) else {}
 
 
 def _templates(args: Mapping[str, Any]) -> dict[str, str]:
@@ -315,30 +285,16 @@ def _templates(args: Mapping[str, Any]) -> dict[str, str]:
     return {name: template for (name, _), template in zip(named, config.tasks, strict=True)}
 
 
-def _beside(run: Run, tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+def _beside(tasks: Sequence[Sequence[Measure]]) -> dict[str, float]:
     """The metrics beside the main one, over all documents of the tasks that have them."""
-    rates: list[tuple[int, dict[str, float]]] = []
-    for name, facts in tasks.items():
-        values: dict[str, float] = {}
-        for key, value in run.results["results"][name].items():
-            if isinstance(value, int | float):
-                values.setdefault(key.partition(",")[0], value)  # of several filters the first
-        rates.append((facts["documents"], values))
     found = {}
-    for metric in (UNPARSED, JUDGED):
-        having = [(count, values) for count, values in rates if metric in values]
-        if having:
-            found[metric] = sum(count * values[metric] for count, values in having) / sum(n for n, _ in having)
-    judged = sum(count * values.get(JUDGED, 0.0) for count, values in rates)
-    if judged:
-        right = sum(count * values.get(JUDGED, 0.0) * values.get(CONSISTENCY, 0.0) for count, values in rates)
-        found[CONSISTENCY] = right / judged
+    for metric in (UNPARSED, CONSISTENCY, JUDGED):
+        # Of several filters the first.
+        having = [each[0] for several in tasks if (each := [one for one in several if one.metric == metric])]
+        count = sum(each.documents for each in having)
+        if count:
+            found[metric] = sum(each.value * each.documents for each in having) / count
     return found
-
-
-def _shown(metric: str) -> str:
-    name, _, kind = metric.partition(",")
-    return name if kind == "none" else f"{name} ({kind})"
 
 
 # --- Blocks --------------------------------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from xtransplant.answer_language import CONSISTENCY, JUDGED
-from xtransplant.overview import GUESSED, MICRO, UNPARSED, Block, Cell, Overview, Unfinished, overview
+from xtransplant.measures import measures
+from xtransplant.overview import MICRO, UNPARSED, Block, Cell, Overview, Unfinished, overview
 from xtransplant.record import Run
 from xtransplant.types import STRATEGIES
 
@@ -28,16 +28,11 @@ _WORST = 10
 
 def run_table(run: Run) -> str:
     """One run: a row per task and metric, with the trivial baseline and the number of documents that it speaks of."""
-    rows = []
-    for name, facts in run.manifest["tasks"].items():
-        metrics = _metrics(run.results["results"][name])
-        shares = {metric: value for metric, value, _ in metrics}
-        for metric, value, error in metrics:
-            baseline = facts["trivial_baseline"] if metric in GUESSED else None
-            # The only metric that some documents do not have.
-            share = shares.get(metric.replace(CONSISTENCY, JUDGED), 1.0) if metric.startswith(CONSISTENCY) else 1.0
-            documents = round(share * facts["documents"])
-            rows.append([name, metric, _number(value, error), _number(baseline), str(documents)])
+    rows = [
+        [each.task, each.name, _number(each.value, each.stderr), _number(each.trivial), str(each.documents)]
+        for several in measures(run, of_documents=False).values()
+        for each in several
+    ]
     return table(["task", "metric", "value ± stderr", "trivial", "documents"], rows)
 
 
@@ -397,18 +392,6 @@ def _csv(found: Overview) -> str:
 
 
 # --- One run, and what both need -----------------------------------------------------------------------------------
-
-
-def _metrics(result: dict[str, Any]) -> list[tuple[str, float, float | None]]:
-    """(metric, value, standard error) of a task, as the harness names them: ``metric,filter``."""
-    found = []
-    for key, value in result.items():
-        metric, _, name = key.partition(",")
-        if name and not metric.endswith("_stderr") and isinstance(value, int | float):
-            error = result.get(f"{metric}_stderr,{name}")
-            label = metric if name == "none" else f"{metric} ({name})"
-            found.append((label, float(value), error if isinstance(error, int | float) else None))
-    return found
 
 
 def _number(value: float | None, error: float | None = None) -> str:

@@ -19,11 +19,13 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtransplant import record
+from xtransplant.measures import Measure, measures, samples
+from xtransplant.overview import overview
 from xtransplant.types import XTransplantError
 
 if TYPE_CHECKING:
@@ -73,8 +75,8 @@ def of_run(folder: Path) -> Content:
     facts = run.manifest
     job = str(facts["job"])
     kept = ("config_hash", "model_name", "task_name", "language_pair", "split", "condition", "control", "transplant")
-    found = measures(run, scores(run))
-    samples, total = sample_rows(run)
+    found = [_Told(each, each.interval(int(facts["seed"]))) for several in measures(run).values() for each in several]
+    rows, total = sample_rows(run)
     pair = facts["language_pair"]
     content = Content(
         name=folder.name,
@@ -83,10 +85,10 @@ def of_run(folder: Path) -> Content:
         about={name: facts[name] for name in kept if name in facts} | {"environment": facts["environment"]},
         # A grid's own metrics are those without a transplant.
         values={(name if job == "evaluate" else f"vanilla/{name}"): value for name, value in summary(found).items()}
-        | {"samples/shown": len(samples[1]), "samples/all": total},
+        | {"samples/shown": len(rows[1]), "samples/all": total},
         tables={
-            "tasks": (["language_pair", *_COLUMNS], [[pair, *asdict(each).values()] for each in found]),
-            "samples": samples,
+            "tasks": (["language_pair", *_COLUMNS], [[pair, *each.row()] for each in found]),
+            "samples": rows,
         },
         folder=folder,
         metadata={"config_hash": facts["config_hash"], "manifest_sha256": _sha256(run), "files": facts["files"]},
@@ -133,110 +135,50 @@ def _sha256(run: record.Run) -> str:
     return hashlib.sha256((run.folder / record.MANIFEST).read_bytes()).hexdigest()
 
 
-# Task, metric and filter -> document -> score.
-Scores = dict[tuple[str, str, str], dict[str, float]]
-
-
 @dataclass(frozen=True)
-class Measure:
-    """A metric of a task over its documents, with a 95 % interval."""
+class _Told:
+    """A metric with its 95 % interval."""
 
-    task: str
-    metric: str
-    filter: str  # lm-eval's name for how an answer is read; none, as a rule
-    value: float
-    stderr: float | None
-    low: float | None
-    high: float | None
-    documents: int
-    trivial: float | None
+    measure: Measure
+    interval: tuple[float, float] | None
 
     @property
     def name(self) -> str:
         """In a run's metrics."""
-        return self.metric if self.filter == "none" else f"{self.metric}_{self.filter}"
+        each = self.measure
+        return each.metric if each.filter == "none" else f"{each.metric}_{each.filter}"
+
+    def row(self) -> list[Any]:
+        each = self.measure
+        return [
+            *(each.task, each.metric, each.filter, each.value, each.stderr, *(self.interval or (None, None))),
+            *(each.documents, each.trivial),
+        ]
+
+    def flat(self, name: str) -> dict[str, float]:
+        low, high = self.interval or (None, None)
+        parts = {"": self.measure.value, "/stderr": self.measure.stderr, "/low": low, "/high": high}
+        return {f"{name}{part}": value for part, value in parts.items() if value is not None}
 
 
-_COLUMNS = list(Measure.__dataclass_fields__)
+_COLUMNS = ["task", "metric", "filter", "value", "stderr", "low", "high", "documents", "trivial"]
 
 
-def scores(run: record.Run) -> Scores:
-    """What the samples say of each metric in the results, where that is one number a document."""
-    found: Scores = {}
-    for task in run.manifest["tasks"]:
-        named = [key.split(",") for key in run.results["results"][task] if "," in key]
-        rows = _samples(run, task)
-        for metric, filtered in named:
-            found[task, metric, filtered] = {
-                str(row["key"]): float(row[metric])
-                for row in rows
-                if row.get("filter", "none") == filtered
-                and isinstance(row.get(metric), int | float)
-                and math.isfinite(row[metric])
-            }
-    return found
-
-
-def _samples(run: record.Run, task: str) -> list[dict[str, Any]]:
-    path = run.folder / f"samples_{task}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
-def measures(run: record.Run, of_documents: Scores) -> list[Measure]:
-    """Every metric of every task.
-
-    Intervals are bootstraps over documents where the metric is the mean of what the samples say, else 1.96 standard
-    errors to either side.
-    """
-    found = []
-    for task, facts in run.manifest["tasks"].items():
-        result = run.results["results"][task]
-        for key, value in result.items():
-            metric, _, filtered = key.partition(",")
-            if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
-                continue
-            error = result.get(f"{metric}_stderr,{filtered}")
-            stderr = float(error) if isinstance(error, int | float) and math.isfinite(error) else None
-            known = list(of_documents[task, metric, filtered].values())
-            low, high = _interval(float(value), stderr, known, int(run.manifest["seed"]))
-            trivial = facts["trivial_baseline"] if metric in ("acc", "exact_match") else None
-            documents = len(known) or facts["documents"]
-            found.append(Measure(task, metric, filtered, float(value), stderr, low, high, documents, trivial))
-    return found
-
-
-def _interval(
-    value: float, stderr: float | None, known: Sequence[float], seed: int
-) -> tuple[float, float] | tuple[None, None]:
-    import numpy as np
-
-    from xtransplant import stats
-
-    if known and math.isclose(float(np.mean(known)), value, rel_tol=1e-6, abs_tol=1e-9):
-        return stats.bootstrap_interval(np.array(known), resamples=2_000, seed=seed)
-    return (None, None) if stderr is None else (value - 1.96 * stderr, value + 1.96 * stderr)
-
-
-def summary(found: Sequence[Measure]) -> dict[str, float]:
+def summary(found: Sequence[_Told]) -> dict[str, float]:
     """Metric -> value, with its interval; over the documents of all tasks, and of several tasks each for itself too."""
     values: dict[str, float] = {}
-    tasks = list(dict.fromkeys(each.task for each in found))
+    tasks = list(dict.fromkeys(each.measure.task for each in found))
     for each in found:
         if len(tasks) > 1:
-            values |= _flat(f"{each.task}/{each.name}", each)
+            values |= each.flat(f"{each.measure.task}/{each.name}")
     for name in dict.fromkeys(each.name for each in found):
         several = [each for each in found if each.name == name]
         if len(tasks) == 1:
-            values |= _flat(name, several[0])
+            values |= several[0].flat(name)
         else:
-            documents = sum(each.documents for each in several)
-            values[name] = sum(each.value * each.documents for each in several) / documents
+            documents = sum(each.measure.documents for each in several)
+            values[name] = sum(each.measure.value * each.measure.documents for each in several) / documents
     return values
-
-
-def _flat(name: str, each: Measure) -> dict[str, float]:
-    parts = {"": each.value, "/stderr": each.stderr, "/low": each.low, "/high": each.high}
-    return {f"{name}{part}": value for part, value in parts.items() if value is not None}
 
 
 def sample_rows(run: record.Run) -> tuple[Table, int]:
@@ -250,9 +192,9 @@ def sample_rows(run: record.Run) -> tuple[Table, int]:
     rows: list[list[Any]] = []
     total = 0
     for task in run.manifest["tasks"]:
-        samples = _samples(run, task)
-        total += len(samples)
-        for sample in samples[:share]:
+        asked = samples(run, task)
+        total += len(asked)
+        for sample in asked[:share]:
             given = sample.get("arguments") or []
             texts = [
                 task,
@@ -323,38 +265,9 @@ def _pictures(grid: Grid) -> dict[str, bytes]:
 
 
 def comparison(runs: Sequence[record.Run]) -> Table:
-    """Runs of `evaluate`: a row per run, task and metric, with the gain over the vanilla run that is else the same.
-
-    Its interval is that of `stats.difference_interval`, on the documents that both have scores of.
-    """
-    header = [*_LABEL, "condition", *(f"lm_eval_{name}" if name == "task" else name for name in _COLUMNS)]
-    rows = []
-    bases = {_all_but_the_transplant(run): scores(run) for run in runs if run.manifest["condition"] == "vanilla"}
-    for run in runs:
-        own = scores(run)
-        base = bases.get(_all_but_the_transplant(run), {}) if run.manifest["condition"] != "vanilla" else {}
-        for each in measures(run, own):
-            which = (each.task, each.metric, each.filter)
-            gain = _gain(own[which], base.get(which, {}), int(run.manifest["seed"]))
-            rows.append([*_label(run), *asdict(each).values(), *gain])
-    return [*header, "gain", "gain_low", "gain_high"], rows
-
-
-def _gain(own: Mapping[str, float], base: Mapping[str, float], seed: int) -> tuple[float | None, ...]:
-    import numpy as np
-
-    from xtransplant import stats
-
-    both = [key for key in own if key in base]
-    if not both:
-        return None, None, None
-    a, b = (np.array([values[key] for key in both]) for values in (own, base))
-    return float(np.mean(a - b)), *stats.difference_interval(a, b, seed)
-
-
-def _all_but_the_transplant(run: record.Run) -> str:
-    given = run.results["config"]["model_args"] | {"transplant": None, "selection": None, "prompt": None}
-    return json.dumps(given, sort_keys=True)
+    """Runs of `evaluate`: what `xtransplant summarize` has in its CSV, with the runs' names for their folders."""
+    lines = [{**line, "folder": line["folder"] and Path(line["folder"]).name} for line in overview(runs).records()]
+    return list(lines[0]), [list(line.values()) for line in lines]
 
 
 _LABEL = ["run", "model", "task", "language_pair", "split"]

@@ -70,6 +70,7 @@ def sample(task: str, number: int, **scores: Any) -> dict[str, Any]:
     return {
         "doc_id": number, "key": f"doc-{number}", "filter": "none", "target": "1", "source_prompts": [f"en {text}"],
         "arguments": [[f"sw {text}", " a"], [f"sw {text}", " b"]], "filtered_resps": [[-1.5, False], [-0.5, True]],
+        "metrics": list(scores),
     } | scores  # fmt: skip
 
 
@@ -95,7 +96,10 @@ def evaluated(name: str, given: EvaluateConfig, scores: dict[str, list[float]], 
         rows = [sample(task, number, acc=value) for number, value in enumerate(values)]
         text = "".join(record.as_json(row, indent=None) for row in rows)
         record.write(folder / f"samples_{task}.jsonl", text)
-    tasks = {task: {"documents": len(values), "trivial_baseline": 0.25} for task, values in scores.items()}
+    tasks = {
+        task: {"documents": len(values), "trivial_baseline": 0.25, "keys_sha256": task}
+        for task, values in scores.items()
+    }
     record.close_run(folder, facts(given, tasks=tasks, **changes))
     return folder
 
@@ -223,14 +227,13 @@ def test_a_sweep_compares_with_the_vanilla_run_that_is_else_the_same() -> None:
     ]
     content = tracking_worker.of_sweep(Path("outputs/sweeps/s"), folders, to_dict(given)["tracking"])
     header, rows = content.tables["comparison"]
-    found = {(row[0], row[header.index("metric")]): dict(zip(header, row, strict=True)) for row in rows}
-    assert len(rows) == 9
-    one = found["moved", "acc"]
-    assert (one["condition"], one["value"], one["documents"], one["gain"]) == ("ffn 0>0", 0.8, 5, pytest.approx(0.4))
-    assert (one["gain_low"], one["gain_high"]) == stats.paired_interval(np.array(after), np.array(before))
-    assert found["moved", "f1"]["gain"] is None  # no scores of documents
-    assert found["vanilla", "acc"]["gain"] is None
-    assert found["other", "acc"]["gain"] is None
+    found = {row[header.index("folder")]: dict(zip(header, row, strict=True)) for row in rows}
+    one = found["moved"]
+    assert (one["condition"], one["metric"], one["score"], one["documents"]) == ("ffn 0>0", "acc", 0.8, 5)
+    assert one["difference"] == pytest.approx(0.4)
+    assert (one["difference_low"], one["difference_high"]) == stats.paired_interval(np.array(after), np.array(before))
+    assert found["vanilla"]["difference"] is None
+    assert found["other"]["difference"] is None
     assert (content.name, content.group, content.job_type) == ("s", "s", "sweep")
     # The same results have the same id; another place of logging, or other results, another.
     again = tracking_worker.of_sweep(Path("outputs/sweeps/s"), folders[::-1], to_dict(given)["tracking"])
@@ -312,7 +315,7 @@ def test_runs_are_complete_one_after_another(caplog: pytest.LogCaptureFixture, t
     assert three.artifact("run-grid")["name"] == "grid"
 
     assert (four.run["run_group"], four.run["job_type"], four.run["display_name"]) == ("my sweep", "sweep", "s")
-    assert {row["run"] for row in four.table("comparison")} == {"vanilla", "moved"}
+    assert {row["folder"] for row in four.table("comparison")} == {"vanilla", "moved"}
     assert [each["path"] for each in four.artifact("sweep")["manifest"]["contents"]] == ["sweep.json"]
 
 
