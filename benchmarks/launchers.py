@@ -4,7 +4,8 @@
         experiment=embedded/scale limit=10
 
 `every=4` times every fourth run alone only, and says what all would take at that rate. Prints JSON: seconds of the
-clock, and whether all ways gave the same results, byte for byte.
+clock, and whether all ways gave the same results: byte for byte where a process has as many threads (`threads=1` for
+those alone; without, all cores, which moves the last digits), else by how much log-probabilities differ.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ from xtransplant import compose, record
 XTRANSPLANT = [sys.executable, "-c", "import sys; from xtransplant.cli import entry; sys.exit(entry())", "evaluate"]
 
 
-def timed(arguments: list[str]) -> float:
+def timed(arguments: list[str], environment: Mapping[str, str] = {}) -> float:
     started = time.perf_counter()
-    done = subprocess.run([*XTRANSPLANT, *arguments], capture_output=True, text=True)
+    done = subprocess.run([*XTRANSPLANT, *arguments], capture_output=True, text=True, env={**os.environ, **environment})
     if done.returncode:
         raise SystemExit(f"{arguments}: {done.stderr[-2000:]}")
     return time.perf_counter() - started
@@ -42,8 +44,20 @@ def results(outputs: Path) -> dict[str, dict[str, bytes]]:
     }
 
 
+def differences(one: dict[str, bytes], other: dict[str, bytes]) -> float:
+    """The largest of a score or log-probability of any document."""
+    found = 0.0
+    for name in (name for name in one if name.startswith("samples_")):
+        for a, b in zip(one[name].splitlines(), other[name].splitlines(), strict=True):
+            x, y = json.loads(a), json.loads(b)
+            pairs = [(x[metric], y[metric]) for metric in x["metrics"]]
+            pairs += [(float(p[0][0]), float(q[0][0])) for p, q in zip(x["resps"], y["resps"], strict=True)]
+            found = max(found, *(abs(p - q) for p, q in pairs))
+    return found
+
+
 def main(arguments: list[str]) -> None:
-    own = {"outputs": "", "launchers": "joblib,ray", "every": "1"}
+    own = {"outputs": "", "launchers": "joblib,ray", "every": "1", "threads": ""}
     rest = []
     for argument in arguments:
         key, _, value = argument.partition("=")
@@ -58,7 +72,8 @@ def main(arguments: list[str]) -> None:
         request = compose.read(hydra, "evaluate", rest, multirun=True)
     lines = [[line for line in each if not line.startswith("hydra.sweeper")] for each in request.lines]
     few = lines[:: int(own["every"])]
-    seconds = [timed([*line, f"output_dir={outputs / 'alone'}"]) for line in few]
+    threads = {"OMP_NUM_THREADS": own["threads"]} if own["threads"] else {}
+    seconds = [timed([*line, f"output_dir={outputs / 'alone'}"], threads) for line in few]
     alone = results(outputs / "alone")
     found: dict[str, Any] = {
         "cores": len(os.sched_getaffinity(0)),
@@ -79,6 +94,7 @@ def main(arguments: list[str]) -> None:
             "one by one / this": found["one by one"]["seconds of all, at this rate"] / took,
             "runs": len(swept),
             "equal to those alone": sum(swept[name] == files for name, files in alone.items()),
+            "largest difference to those alone": max(differences(swept[name], files) for name, files in alone.items()),
             "again, all finished, seconds": timed(["-m", *rest, f"hydra/launcher={launcher}", f"output_dir={place}"]),
         }
     print(json.dumps(found, indent=2))

@@ -19,6 +19,7 @@ from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import lm_eval.models  # noqa: F401  (before anything is registered: else the harness does not fill its registry)
 from lm_eval.api.model import TemplateLM
@@ -54,6 +55,8 @@ log = logging.getLogger(__name__)
 _TOLERANCE = {"float32": 1e-3, "float64": 1e-3}
 _COARSE_TOLERANCE = 1.0
 _CHECKED_PROMPTS = 4
+# Model -> prompts -> error: most runs of a sweep ask the same prompts.
+_padding_errors: WeakKeyDictionary[Any, dict[tuple[tuple[int, ...], ...], float]] = WeakKeyDictionary()
 
 
 def load_decoder(config: ModelConfig) -> Decoder:
@@ -509,7 +512,11 @@ class TransplantLM(TemplateLM):
             return
         # The longest and the shortest: the padding between them is the widest there is.
         some = [*prompts[: _CHECKED_PROMPTS // 2], *prompts[-_CHECKED_PROMPTS // 2 :]][: len(prompts)]
-        checks = {"padding_invariance": padding_error(self.decoder, some)}
+        known = _padding_errors.setdefault(self.decoder.model, {})
+        asked = tuple(map(tuple, some))
+        if asked not in known:
+            known[asked] = padding_error(self.decoder, some)
+        checks = {"padding_invariance": known[asked]}
         if self.transplant is not None:
             checks["self_transplant"] = self_transplant_error(
                 self.decoder, some, self.transplant.component, self.layer_pairs[0].target, self.transplant.how.site
