@@ -331,6 +331,9 @@ class _Reader:
         if not re.fullmatch("[A-Za-z][A-Za-z0-9_/]*", group):
             return []
         loader = self.hydra.config_loader
+        # To ask the loader costs 20 ms.
+        if not self.search_path and not any(source.is_group(group) for source in loader.get_sources()):
+            return []
         found = loader.get_group_options(group, config_name=self.config_name, overrides=self.search_path)
         for folder in loader.list_groups(group):
             found += [f"{folder}/{each}" for each in self.choices(f"{group}/{folder}")]
@@ -374,15 +377,17 @@ class _Reader:
         if override.is_delete():
             return [f"{line}: a key cannot be deleted. Give it a value; null where the key allows it."]
         value = override.value()
+        if (
+            isinstance(value, str)
+            and override.package is None
+            and any(source.is_config(f"{key}/{value}") for source in self.hydra.config_loader.get_sources())
+        ):
+            return []
         choices = self.choices(key)
         if (not choices and override.package is None) or isinstance(value, dict):
             return faults_of(self.schema, key, value)
         if override.package is not None:
             return [f"{line}: a choice cannot be put elsewhere. Write {key}=<choice>."]
-        if isinstance(value, str) and any(
-            source.is_config(f"{key}/{value}") for source in self.hydra.config_loader.get_sources()
-        ):
-            return []
         if value in choices:
             return []
         refused = families.why_refused(str(value)) if key == "task" else None
