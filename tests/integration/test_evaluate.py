@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import documents, write_tasks
-from xtransplant import cli, loading, logs, pairing, record
+from xtransplant import captures, cli, loading, logs, pairing, record
 from xtransplant.captures import Captures
 
 
@@ -177,6 +178,7 @@ def test_a_sweep_does_once_what_its_runs_share_and_ends_in_one_table(
     count(PreTrainedTokenizerFast, "encode")
     count(Captures, "_capture")
     monkeypatch.setattr(loading, "_last", None)
+    monkeypatch.setattr(captures, "_held", OrderedDict())
     run("-m", *arguments, "tracking=none", "transplant.layers=null,[3,1]", "transplant.component=ffn,attn")
     assert len(asked["from_pretrained"]) <= 1
     texts = list(map(str, asked["encode"]))
