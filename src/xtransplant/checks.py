@@ -377,24 +377,37 @@ _SECRET_ADDRESS = re.compile(r"://[^/\s@]+:[^/\s@]+@")
 
 def secrets(config: JobConfig) -> list[str]:
     """Keys that hold a secret, which every record of the run would hold too. The messages do not show it."""
+    texts = {key.name: shown(functools.reduce(getattr, key.name.split("."), config)) for key in keys(type(config))}
+    return [fault for name, text in texts.items() for fault in _secrets_in(name, text)]
+
+
+def secrets_for_hydra(overrides: Sequence[str]) -> list[str]:
+    """The same of what is said to Hydra alone: a sweep's record holds its command."""
+    parts = [line.lstrip("+~").partition("=") for line in overrides]
+    return [fault for name, _, text in parts if name.startswith("hydra") for fault in _secrets_in(name, text)]
+
+
+def _secrets_in(name: str, text: str) -> list[str]:
     known = {
-        value: name for name, value in os.environ.items() if len(value) >= 8 and _SECRET_NAME.search(name) is not None
+        value: variable
+        for variable, value in os.environ.items()
+        if len(value) >= 8 and _SECRET_NAME.search(variable) is not None
     }
-    faults = []
-    for key in keys(type(config)):
-        text = shown(functools.reduce(getattr, key.name.split("."), config))
-        held = next((name for value, name in known.items() if value in text), None)
-        if held is not None:
-            faults.append(
-                f"{key.name}: holds the value of the environment variable {held}, and a run's config is kept and "
-                "logged. Leave it out: what needs it reads the environment."
-            )
-        elif _SECRET_ADDRESS.search(text):
-            faults.append(
-                f"{key.name}: an address with a password in it, and a run's config is kept and logged. Give it "
-                "without; let git or a .netrc file know the password."
-            )
-    return faults
+    held = next((variable for value, variable in known.items() if value in text), None)
+    if held is not None:
+        instead = "Leave it out: what needs it reads the environment."
+        if name.startswith("hydra.job.env_set"):
+            instead = f"Give 'hydra.job.env_copy=[{held}]' instead."
+        return [
+            f"{name}: holds the value of the environment variable {held}, and a run's config is kept and logged. "
+            f"{instead}"
+        ]
+    if _SECRET_ADDRESS.search(text):
+        return [
+            f"{name}: an address with a password in it, and a run's config is kept and logged. Give it without; let "
+            "git or a .netrc file know the password."
+        ]
+    return []
 
 
 def _intervention_checks(config: TaskJob | DoctorConfig) -> dict[str, tuple[bool, str]]:

@@ -40,6 +40,7 @@ from xtransplant.checks import (
     keys,
     refusal,
     secrets,
+    secrets_for_hydra,
     shown,
     template_faults,
     validate,
@@ -223,7 +224,8 @@ def compose(job: str, overrides: Sequence[str] = (), config_dir: str | None = No
 
 def check_all(request: Request) -> list[str]:
     """Every fault of the values of a request's runs, and of all of them together."""
-    faults = [fault for config in request.runs for fault in check(config, request.unclear)]
+    faults = secrets_for_hydra(request.overrides)
+    faults += [fault for config in request.runs for fault in check(config, request.unclear)]
     return faults + idle_settings(request.runs, request.unclear)
 
 
@@ -456,6 +458,8 @@ class _Reader:
 
     def as_hydra_wants(self, line: str) -> str:
         """Hydra asks for a + before new names in a mapping, and refuses it before a key that exists."""
+        if line.startswith("hydra.launcher.") and line.partition("=")[2].startswith("{"):
+            return f"++{line}"  # names of sbatch's or Ray's, which no preset has
         if line.startswith("hydra"):
             return line
         body = line.lstrip("+")

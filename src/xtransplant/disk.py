@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,8 @@ log = logging.getLogger(__name__)
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write that takes the path's place once it is complete; nothing is left of one that is not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Processes of two machines, or containers, may have the same number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         yield temporary
         temporary.replace(path)

@@ -48,6 +48,7 @@ def grid(config: GridConfig) -> Path:
     from xtransplant import jobs
 
     folder = jobs.run_folder(config)
+    jobs.refuse_to_resume(config, folder)
     with record.doing(folder):
         finished = jobs.finished_run(config, folder)
         if finished is None:
@@ -74,7 +75,7 @@ def _grid(config: GridConfig, folder: Path) -> None:
     record.open_run(
         folder,
         yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True),
-        keep=None if finished else _RESPONSES,
+        keep=_RESPONSES if config.resume and not finished else None,
     )
     with logs.kept(folder):
         shards = Shards(folder / _RESPONSES)

@@ -52,6 +52,7 @@ def run_folder(config: TaskJob) -> Path:
 def evaluate(config: EvaluateConfig) -> Path:
     """Evaluate a model on a task's target language, vanilla or with a transplant. Returns the run's folder."""
     folder = run_folder(config)
+    refuse_to_resume(config, folder)
     with record.doing(folder):
         finished = finished_run(config, folder)
         if finished is None:
@@ -115,21 +116,32 @@ def show(folder: Path) -> str:
     return "\n".join([*lines, f"\n{folder}"])
 
 
+def refuse_to_resume(config: TaskJob, folder: Path) -> None:
+    """Not done within `record.doing`, which would keep the refusal as the failure of what is there.
+
+    Raises:
+        XTransplantError: there is a run, or parts of one, and these are not to be gone on with (resume=false).
+    """
+    if config.resume or config.overwrite or not folder.is_dir():
+        return
+    # A run that failed may have left parts: a grid's documents.
+    if (folder / record.FAILED).is_file() and not any(path.is_dir() for path in folder.iterdir()):
+        return
+    what = "a finished run" if (folder / record.MANIFEST).is_file() else "parts of an interrupted run"
+    raise XTransplantError(
+        f"resume=false: {folder} holds {what}. Use it with resume=true, compute it with overwrite=true, or give "
+        "another output_dir."
+    )
+
+
 def finished_run(config: TaskJob, folder: Path) -> record.Run | None:
     """The run in a folder, if it is finished and need not be computed.
 
     Raises:
-        XTransplantError: the model's files, or documents or prompts of local data, have changed since; or what is there
-            is not to be gone on with (resume=false).
+        XTransplantError: the model's files, or documents or prompts of local data, have changed since.
     """
     found = None
     if not config.overwrite:
-        if not config.resume and folder.is_dir() and not (folder / record.FAILED).is_file():
-            what = "a finished run" if (folder / record.MANIFEST).is_file() else "parts of an interrupted run"
-            raise XTransplantError(
-                f"resume=false: {folder} holds {what}. Use it with resume=true, compute it with overwrite=true, or "
-                "give another output_dir."
-            )
         try:
             found = record.load_run(folder)
         except record.Damaged as damage:

@@ -39,7 +39,8 @@ Run = Callable[..., Path | None]
 
 RECORD = "sweep.json"
 _DONE = ("done", "was done")
-_LOST = "killed, or the process that it ran in; too little memory is the usual reason"
+_ANEW = re.compile(r"\+{0,2}(overwrite=true|resume=false)", re.IGNORECASE)
+_LOST = "killed, or not begun because another was; too little memory is the usual reason"
 
 
 def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, request: Request, run: Run) -> int:
@@ -60,7 +61,7 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
     name = f"{job}-{hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]}"
     overrides = list(request.swept)
     finished = [folder is not None and (folder / record.MANIFEST).is_file() for folder in folders]
-    if all(finished):
+    if all(finished) and not any(getattr(config, "overwrite", False) for config in request.runs):
         # No worker need be started to find that out.
         overrides = [line for line in overrides if not re.match(r"[+~]*hydra[/.]launcher[=.]", line)]
         overrides.append("hydra/launcher=basic")
@@ -74,7 +75,7 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
     log.info("Sweep of %d runs, %d of them done: %s", len(folders), sum(finished), place)
     # Hydra's own files; a launcher's logs of its workers too.
     if not any(each.startswith("hydra.sweep.dir=") for each in overrides):
-        overrides.append(f"hydra.sweep.dir={json.dumps(str(attempt))}")
+        overrides.append(f"hydra.sweep.dir={json.dumps(str(attempt), ensure_ascii=False)}")
     task = partial(_one, job=job, attempt=str(attempt), count=len(folders), run=run, verbose=verbose)
     broken = None
     try:
@@ -92,11 +93,13 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
     ]
     content = {"job": job, "command": _command(arguments), "started": started, "runs": outcomes}
     record.write(place / RECORD, record.as_json(content))
-    done = [Path(each["folder"]) for each in outcomes if each["folder"] and each["status"] in _DONE]
+    # Two runs may be one, e.g. with another batch_size.
+    done = list(dict.fromkeys(Path(each["folder"]) for each in outcomes if each["folder"] and each["status"] in _DONE))
+    done = [folder for folder in done if (folder / record.MANIFEST).is_file()]
     _show(request.runs, done, [folder for folder in folders if folder is not None])
     first = request.runs[0]
     if isinstance(first, TaskJob):
-        tracking.log_sweep(first, place, [folder for folder in done if (folder / record.MANIFEST).is_file()])
+        tracking.log_sweep(first, place, done)
     missing = [each for each in outcomes if each["status"] not in _DONE]
     if broken is not None and not missing:
         raise broken
@@ -171,7 +174,6 @@ def _show(runs: Sequence[JobConfig], folders: Sequence[Path], begun: Sequence[Pa
     """
     from xtransplant import grid_jobs, jobs, record, tables
 
-    folders = [folder for folder in dict.fromkeys(folders) if (folder / record.MANIFEST).is_file()]
     if not folders:
         return
     if isinstance(runs[0], EvaluateConfig):
@@ -200,8 +202,8 @@ def verbosity(overrides: Sequence[str]) -> Any:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """Without `overwrite=true`, which would compute the finished ones again."""
-    return shlex.join(["xtransplant", *(each for each in arguments if each != "overwrite=true")])
+    """Without what would compute the finished ones again, or refuse them."""
+    return shlex.join(["xtransplant", *(each for each in arguments if not _ANEW.fullmatch(each))])
 
 
 def supervised(work: Callable[[], int], arguments: Sequence[str]) -> int:

@@ -176,8 +176,10 @@ def summary(found: Sequence[_Told]) -> dict[str, float]:
         if len(tasks) == 1:
             values |= several[0].flat(name)
         else:
-            documents = sum(each.measure.documents for each in several)
-            values[name] = sum(each.measure.value * each.measure.documents for each in several) / documents
+            # None of them, e.g. where no answer's language could be told.
+            told = [each.measure for each in several if each.measure.documents]
+            if told:
+                values[name] = sum(each.value * each.documents for each in told) / sum(each.documents for each in told)
     return values
 
 

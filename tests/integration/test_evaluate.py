@@ -139,6 +139,9 @@ def test_what_is_there_is_not_used_without_resume(arguments: list[str], tmp_path
     manifest.unlink()
     assert cli.main(["evaluate", *arguments, "resume=false"]) == 2
     assert "holds parts of an interrupted run" in capsys.readouterr().err
+    # The refusal is no failure of that run, after which it would be computed.
+    assert cli.main(["evaluate", *arguments, "resume=false"]) == 2
+    assert "holds parts of an interrupted run" in capsys.readouterr().err
     run(*arguments, "resume=false", "overwrite=true")
     assert manifest.stat().st_mtime_ns > before
 

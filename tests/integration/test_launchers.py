@@ -150,6 +150,13 @@ def test_ray_on_this_machine(place: Path, expected: dict[str, bytes], monkeypatc
     assert not (home / ".ray").exists()
 
 
+def test_ray_does_not_wait_for_what_is_not_there(place: Path, tmp_path: Path) -> None:
+    code, said = sweep(place, tmp_path, GOOD, "hydra/launcher=ray", "hydra.launcher.gpus=99",
+                       "hydra.launcher.init={object_store_memory: 100000000}")  # fmt: skip
+    assert code == 2, said
+    assert "no machine of Ray's has room for a run: threads=" in said and "gpus=99" in said
+
+
 # tests/cluster/slurm.sh makes a cluster of this machine and runs these.
 on_slurm = pytest.mark.skipif("XTRANSPLANT_TEST_SLURM" not in os.environ, reason="needs tests/cluster/slurm.sh")
 SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.threads=1", "hydra.launcher.mem_gb=1",
@@ -328,6 +335,7 @@ def test_an_exception_comes_back_as_a_failed_run(launcher: str, tmp_path: Path) 
         (["-m", "hydra/launcher=joblib", "hydra.launcher.wrkers=2"], "joblib has no such key. Keys: workers, threads."),
         (["-m", "hydra.launcher.workers=2"], "basic has no such key."),
         (["-m", "hydra/launcher=joblib", "hydra.launcher.workers=0"], "Allowed: a whole number, 1 or more, or null."),
+        (["-m", "hydra/launcher=submitit_local", "hydra.launcher.gpus=1"], "Give hydra.launcher.workers="),
         (["-m", "hydra/launcher=ray", "hydra.launcher.mem_gb=much"], "Allowed: a number, 0.1 or more, or null."),
     ],
 )
@@ -361,6 +369,18 @@ def test_slurm_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_the_commands_of_the_page_are_right(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: name)  # as if SLURM were here
     assert cli.main([*shlex.split(line)[1:], "--cfg", "hydra"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("launcher", "key"), [("submitit_slurm", 'additional={gres: "gpu:a100:1"}'), ("ray", "init={log_to_driver: false}")]
+)
+def test_options_of_others_are_passed_on(
+    launcher: str, key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    given = ["-m", f"hydra/launcher={launcher}", f"hydra.launcher.{key}", "limit=1,2"]
+    assert cli.main(["evaluate", *given, "--cfg", "hydra", "--package", "hydra.launcher"]) == 0
+    assert key.partition("{")[2].partition(":")[0] in capsys.readouterr().out
 
 
 def test_ours_stand_beside_hydras_own_plugins(tmp_path: Path) -> None:

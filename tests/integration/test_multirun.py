@@ -18,7 +18,7 @@ import pytest
 
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import write_tasks
-from xtransplant import cli, jobs, loading, logs, record
+from xtransplant import cli, jobs, loading, logs, multirun, record, tracking
 from xtransplant.lm import TransplantLM
 
 # Results and what is said of them, times and the way there apart.
@@ -113,6 +113,36 @@ def test_a_failed_run_is_recorded_and_harms_no_other(
     capsys.readouterr()
     assert cli.main(arguments) == 0
     assert "ffn 2>0" in capsys.readouterr().out
+
+
+def test_what_computes_a_finished_sweep_anew_is_its_launcher(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And its folder is where it is said to be, by any name."""
+    outputs = tmp_path / "für Ergebnisse"
+    arguments = command(place, outputs, "-m", "limit=2", "hydra/launcher=joblib", "hydra.launcher.workers=2")
+    arguments = [f'output_dir="{outputs}"' if each.startswith("output_dir=") else each for each in arguments]
+    processes = []
+    for more in ([], [], ["overwrite=true"]):
+        assert cli.main([*arguments, *more]) == 0
+        [*_, attempt] = sorted(outputs.glob("sweeps/*/*/"), key=lambda path: path.stat().st_mtime_ns)
+        processes.append({json.loads(path.read_text())["process"] for path in attempt.glob("*.json")})
+    assert [os.getpid() in each for each in processes] == [False, True, False]
+    assert [path.name for path in tmp_path.iterdir()] == [outputs.name]
+
+
+def test_a_run_that_is_asked_for_twice_is_one(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[list[Path]] = []
+    monkeypatch.setattr(tracking, "log_sweep", lambda config, folder, runs: logged.append(list(runs)))
+    assert cli.main(command(place, tmp_path, "-m", "limit=2", "batch_size=1,2")) == 0
+    assert statuses(tmp_path) == ["done"] * 4
+    assert len(logged[0]) == 2
+
+
+@pytest.mark.parametrize("left_out", ["overwrite=true", "overwrite=True", "++overwrite=true", "resume=false"])
+def test_how_to_go_on_keeps_what_is_finished(left_out: str) -> None:
+    said = multirun.goes_on(["evaluate", left_out, "limit=2"])
+    assert said.endswith("Go on with: xtransplant evaluate limit=2")
 
 
 @pytest.mark.parametrize("job", ["evaluate", "grid"])

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -22,7 +23,8 @@ from PIL import Image
 
 from tests.integration.wandb_server import serving
 from tests.unit.grids import BEST, choice_grid, text_grid
-from xtransplant import record, stats, tracking, tracking_worker
+from xtransplant import cli, record, stats, tracking, tracking_worker
+from xtransplant.answer_language import CONSISTENCY, JUDGED
 from xtransplant.compose import compose
 from xtransplant.config import EvaluateConfig, GridConfig, TaskJob, config_hash, identity, to_dict
 from xtransplant.grid import Grid
@@ -177,6 +179,21 @@ def test_metrics_of_several_tasks_are_pooled_by_documents() -> None:
     assert {"red/acc/low", "red/acc/high", "red/acc/stderr", "red/f1_strict/low"} <= set(values)
     assert not {"acc/low", "red/bits/low"} & set(values)
     assert (values["samples/shown"], values["samples/all"]) == (8, 8)
+
+
+def test_a_metric_that_no_document_has_is_left_out() -> None:
+    folder = evaluated("r", config(), {"red": [1.0, 0.0], "blue": [1.0, 1.0]})
+    path = folder / "results.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for told in content["results"].values():
+        told |= {f"{CONSISTENCY},none": math.nan, f"{JUDGED},none": 0.0}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    manifest = json.loads((folder / record.MANIFEST).read_text(encoding="utf-8"))
+    (folder / record.MANIFEST).unlink()
+    record.close_run(folder, {key: value for key, value in manifest.items() if key != "files"})
+    values = tracking_worker.of_run(folder).values
+    assert (values["acc"], values[JUDGED]) == (0.75, 0.0)
+    assert CONSISTENCY not in values
 
 
 def test_samples_are_bounded() -> None:
@@ -547,3 +564,15 @@ def test_a_secret_in_the_config_is_refused_and_not_repeated(
         config(override, "limit=0")
     assert "Planted" not in str(refused.value)
     assert override.split("=")[0] in str(refused.value)
+
+
+def test_a_secret_for_hydra_alone_is_refused_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sweep's record holds its command."""
+    monkeypatch.setenv("HF_TOKEN", PLANTED["HF_TOKEN"])
+    given = f"+hydra.job.env_set.HF_TOKEN={PLANTED['HF_TOKEN']}"
+    assert cli.main(["evaluate", "-m", "tracking=none", "limit=1,2", given]) == 2
+    said = capsys.readouterr().err
+    assert "Give 'hydra.job.env_copy=[HF_TOKEN]' instead." in said and "Planted" not in said
+    assert not Path("outputs").exists()

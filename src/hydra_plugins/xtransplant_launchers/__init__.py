@@ -424,6 +424,7 @@ class Ray(_Launcher):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         with self._cluster(workers * threads) as ray:
+            self._refuse_what_no_machine_has(ray, threads)
             options = {"num_cpus": threads, "num_gpus": self.gpus}
             if self.mem_gb is not None:
                 options["memory"] = self.mem_gb * 2**30
@@ -443,6 +444,21 @@ class Ray(_Launcher):
                 except ray.exceptions.RayError as error:
                     ended[number] = str(error).strip().split("\n")[0]
             return ended
+
+    def _refuse_what_no_machine_has(self, ray: Any, threads: int) -> None:
+        """Ray would wait for it for ever; as it may where a cluster grows when it is asked."""
+        wanted = {"CPU": threads, "GPU": self.gpus, "memory": (self.mem_gb or 0) * 2**30}
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        most = {name: max((each.get(name, 0) for each in machines), default=0) for name in wanted}
+        if any(all(each.get(name, 0) >= least for name, least in wanted.items()) for each in machines):
+            return
+        said = (
+            f"no machine of Ray's has room for a run: threads={threads} gpus={self.gpus:g} mem_gb={self.mem_gb or 0:g} "
+            f"are asked for; the most of each is {most['CPU']:g}, {most['GPU']:g}, {most['memory'] / 2**30:.1f}."
+        )
+        if self.address is None:
+            raise XTransplantError(f"hydra/launcher=ray: {said} Ask for less: hydra.launcher.gpus, mem_gb, threads.")
+        log.warning("%s It is waited for.", said[0].upper() + said[1:])
 
     @contextmanager
     def _cluster(self, cpus: int) -> Iterator[Any]:
@@ -465,7 +481,7 @@ class Ray(_Launcher):
         }
         try:
             try:
-                ray.init(**({"address": self.address} if folder is None else own), **self.init)
+                ray.init(**{**({"address": self.address} if folder is None else own), **self.init})
             except (OSError, RuntimeError, ValueError) as error:
                 raise XTransplantError(
                     f"hydra/launcher: Ray cannot be reached or started: {str(error).strip()} Begin a cluster with `ray "
@@ -507,6 +523,11 @@ def faults(name: str, settings: Mapping[str, Any]) -> list[str]:
         found.append(
             f"hydra/launcher={name}: there is no SLURM on this machine: no sbatch, no squeue. Give the command where "
             "they are, on a login node, or take hydra/launcher=submitit_local."
+        )
+    if kind is SubmititLocal and settings.get("gpus") and settings.get("workers") is None:
+        found.append(
+            f"hydra/launcher={name}: hydra.launcher.gpus={settings['gpus']}, and nothing says how many runs have one "
+            "at a time. Give hydra.launcher.workers=<GPUs of this machine / gpus>."
         )
     known = inspect.signature(kind).parameters
     for key, value in settings.items():
