@@ -373,4 +373,4 @@ def _columns(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

@@ -85,6 +85,8 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
     except Lost:
         pass  # of a run whose process was killed; the launcher went on
     except Exception as error:
+        if isinstance(error.__cause__, _Ended | KeyboardInterrupt):
+            raise error.__cause__ from None  # compiled code makes a SystemError of it: Ray's
         # Of a launcher of somebody else's. The runs say for themselves how they ended.
         broken = error
     outcomes = [
@@ -189,7 +191,9 @@ def _show(runs: Sequence[JobConfig], folders: Sequence[Path], begun: Sequence[Pa
 
 def goes_on(arguments: Sequence[str]) -> str:
     """How to go on after an interruption, in one line."""
-    return f"Finished runs and a grid's documents are kept. Go on with: {_command(arguments)}"
+    anew = any(_ANEW.fullmatch(each) for each in arguments if "overwrite" in each)
+    old = "; what was not reached yet is as it was before, and overwrite=true again computes all" if anew else ""
+    return f"Finished runs and a grid's documents are kept{old}. Go on with: {_command(arguments)}"
 
 
 def verbosity(overrides: Sequence[str]) -> Any:
@@ -215,7 +219,13 @@ def supervised(work: Callable[[], int], arguments: Sequence[str]) -> int:
     if child == 0:
         _die_with_the_parent()
         signal.signal(signal.SIGINT, _interrupt_once)
-        return work()
+        for each in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, _end)
+        try:
+            return work()
+        except _Ended as ended:
+            signal.signal(ended.number, signal.SIG_DFL)
+            os.kill(os.getpid(), ended.number)
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, lambda number, frame: os.kill(child, number))
     _, status = os.waitpid(child, 0)
@@ -226,6 +236,18 @@ def supervised(work: Callable[[], int], arguments: Sequence[str]) -> int:
     why = ": too little memory is the usual reason" if -code == signal.SIGKILL else ""
     print(f"error: killed ({name}){why}. {goes_on(arguments)}", file=sys.stderr)
     return 128 - code
+
+
+class _Ended(BaseException):
+    """The signal that ends this process, once the launchers have ended theirs."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _end(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise _Ended(number)
 
 
 def _interrupt_once(number: int, frame: Any) -> None:

@@ -168,9 +168,23 @@ def heeds_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", pytest.param("submitit_slurm", marks=on_slurm)])
-def test_ctrl_c_ends_all_processes(launcher: str, place: Path, tmp_path: Path) -> None:
-    """As a terminal sends it: to the command and to all that it has started."""
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [
+        ("joblib", signal.SIGINT),
+        ("submitit_local", signal.SIGINT),
+        ("submitit_local", signal.SIGTERM),
+        pytest.param("joblib", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("ray", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("ray", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("submitit_slurm", signal.SIGINT, marks=on_slurm),
+        pytest.param("submitit_slurm", signal.SIGTERM, marks=on_slurm),
+    ],
+)
+def test_what_ends_the_command_ends_all_processes(
+    launcher: str, number: signal.Signals, place: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C as a terminal sends it: to the command and to all that it has started. `kill`: to the command alone."""
     given = SLURM if launcher == "submitit_slurm" else (f"hydra/launcher={launcher}",)
     words = words_of(place, ("slow", "choice"), *given, "hydra.launcher.workers=2")
     with subprocess.Popen(
@@ -179,13 +193,16 @@ def test_ctrl_c_ends_all_processes(launcher: str, place: Path, tmp_path: Path) -
         until = time.monotonic() + 60
         while not (found := list(tmp_path.glob("slow-*"))) and time.monotonic() < until:
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
         try:
             _, said = process.communicate(timeout=20)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-    assert process.returncode == 130, said
+    assert process.returncode == 128 + number, said
     assert "The same command goes on" in said or "Go on with" in said
     assert "Traceback" not in said
     (slow,) = (Path("/proc", path.name.removeprefix("slow-"), "cmdline") for path in found)

@@ -479,6 +479,8 @@ class Ray(_Launcher):
             "object_store_memory": 2**27,
             "_temp_dir": folder,
         }
+        main = threading.current_thread() is threading.main_thread()
+        end = signal.getsignal(signal.SIGTERM)
         try:
             try:
                 ray.init(**{**({"address": self.address} if folder is None else own), **self.init})
@@ -487,6 +489,8 @@ class Ray(_Launcher):
                     f"hydra/launcher: Ray cannot be reached or started: {str(error).strip()} Begin a cluster with `ray "
                     "start --head`, give its address as hydra.launcher.address, or take hydra/launcher=ray."
                 ) from error
+            if main:
+                signal.signal(signal.SIGTERM, end)  # Ray has put its own there
             yield ray
         finally:
             ray.shutdown()
