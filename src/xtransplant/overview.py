@@ -385,10 +385,12 @@ def _average(block: Block) -> None:
     scores = np.array([[row.cells[name].score for name in conditions] for row in rows])
     trivial = [row.cells[conditions[0]].trivial for row in rows]
     values = [[row.cells[name].values for name in conditions] for row in rows]
-    drawn = None
-    if all(each is not None for row_values in values for each in row_values):
+    drawn, enlarged = None, 1.0
+    units = len({unit for row in rows for unit in row.documents})
+    if units > 1 and all(each is not None for row_values in values for each in row_values):
         tables = [np.column_stack([each for each in row_values if each is not None]) for row_values in values]
         drawn = stats.resampled_means(tables, [row.documents for row in rows])
+        enlarged = (units / (units - 1)) ** 0.5  # resamples vary by n, a standard error counts n - 1
     kinds = {MICRO: counts / counts.sum(), MACRO: np.full(len(rows), 1 / len(rows))}
     for kind, weights in kinds.items():
         if drawn is None and kind == MICRO:
@@ -400,7 +402,7 @@ def _average(block: Block) -> None:
         for column, name in enumerate(conditions):
             cell = Cell(float(means[column]), int(counts.sum()), guess)
             if resampled is not None:
-                cell.stderr = float(resampled[:, column].std(ddof=1))
+                cell.stderr = float(resampled[:, column].std(ddof=1)) * enlarged
             if VANILLA in conditions and name != VANILLA:
                 base = conditions.index(VANILLA)
                 cell.difference = float(means[column] - means[base])

@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -138,29 +138,42 @@ def load_run(folder: Path) -> Run | None:
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
                 raise Damaged(f"{folder / name} was changed after its run. The run's command computes it anew.")
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError) as error:
-        raise Damaged(f"{folder} is damaged: {error}. The run's command computes it anew.") from error
+    except FileNotFoundError as error:
+        raise Damaged(f"{error.filename} is missing. The run's command computes it anew.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{folder}: a file is damaged ({error}). The run's command computes it anew.") from error
     return Run(folder, manifest, results)
 
 
-def find_runs(places: Iterable[str], job: str = "evaluate", key: str = "runs") -> list[Run]:
+def whole_run(folder: Path) -> Run | None:
+    """The finished run in a folder; None if there is none, or a damaged one."""
+    try:
+        return load_run(folder)
+    except Damaged:
+        return None
+
+
+def find_runs(places: Iterable[str], job: str = "evaluate", key: str = "runs", whole: bool = True) -> list[Run]:
     """Every finished run of a job in or below the given folders, which may be patterns with * and ?.
 
     Args:
         key: of the config that names the places, for the message.
+        whole: raise for a damaged run, or else leave it out (`find_unfinished` has it).
 
     Raises:
         XTransplantError: a place does not exist or holds no finished run of the job.
+        Damaged: a file of a run is missing or was changed since.
     """
+    load = load_run if whole else whole_run
     runs: dict[Path, Run] = {}
     for place in places:
         manifests = sorted({path for folder in folders(place) for path in folder.rglob(MANIFEST)})
-        found = [run for run in map(load_run, (path.parent for path in manifests)) if run is not None]
+        found = [run for run in map(load, (path.parent for path in manifests)) if run is not None]
         wanted = [run for run in found if run.manifest["job"] == job]
         if not wanted:
             begun = find_unfinished([place], job)
-            failed = [f"{folder} failed: {why}" for folder, why in begun if why is not None]
-            more = f", {len(begun)} begun{f': {failed[0]}' if failed else ''}" if begun else ""
+            said = [f"{folder} {status}: {why.rstrip('.')}" for folder, status, why in begun if why]
+            more = f", {len(begun)} begun{f': {said[0]}' if said else ''}" if begun else ""
             raise XTransplantError(
                 f"{key}: {place} holds no finished run of {job}{more}. Give folders of such runs, e.g. "
                 f"{key}=[outputs/{job}]."
@@ -205,24 +218,34 @@ def _fail(folder: Path, facts: Mapping[str, Any]) -> None:
         log.warning("%s cannot be written: %s.", folder / FAILED, error.strerror)
 
 
-def find_unfinished(places: Iterable[str], job: str = "evaluate") -> list[tuple[Path, str | None]]:
-    """Folders of a job's runs, in or below the given ones, that have no manifest; and what was said if they failed."""
+def find_unfinished(
+    places: Iterable[str], job: str = "evaluate", finished: Collection[Path] = ()
+) -> list[tuple[Path, str, str]]:
+    """Folders of a job's runs, in or below the given ones, that have no result; the status in a word, what was said.
+
+    Args:
+        finished: folders that are known to have one.
+    """
     begun = {
         path.parent
         for place in places
         for folder in folders(place)
-        for name in (CONFIG, FAILED)
+        for name in (CONFIG, FAILED, MANIFEST)
         for path in folder.rglob(name)
     }
     found = []
-    for folder in sorted(begun):
-        if folder.resolve().parent.name != job or (folder / MANIFEST).is_file():
+    for folder in sorted(begun - set(finished)):
+        if folder.resolve().parent.name != job:
             continue
         try:
-            why = str(json.loads((folder / FAILED).read_text(encoding="utf-8"))["error"])
+            if load_run(folder) is not None:
+                continue
+            status, why = "failed", str(json.loads((folder / FAILED).read_text(encoding="utf-8"))["error"])
+        except Damaged as damage:
+            status, why = "damaged", str(damage)
         except (OSError, ValueError, KeyError, TypeError):
-            why = None
-        found.append((folder, why))
+            status, why = "not finished", ""
+        found.append((folder, status, why))
     return found
 
 

@@ -41,6 +41,7 @@ log = logging.getLogger("xtransplant.launchers")
 # Read when numpy and torch are first imported.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
+_ends_with_parent = False  # whether a worker of joblib's looks for its parent
 _prepared = False  # whether this process has Hydra's state from the one that launched it
 
 
@@ -172,6 +173,7 @@ class Joblib(_Launcher):
         log.info("%d runs, %d at a time, %d threads each (joblib)", len(configs), workers, threads)
         ended: dict[int, JobReturn | str] = {}
         pool = get_reusable_executor(max_workers=workers, timeout=None, reuse=False)
+        kill = True
         try:
             with _deaf_children():
                 begun = {pool.submit(_in_joblib, job, config): number for number, config in configs.items()}
@@ -179,18 +181,30 @@ class Joblib(_Launcher):
                 try:
                     ended[begun[done]] = done.result()
                 except BrokenProcessPool:
-                    ended[begun[done]] = "killed, or ended because another run was: joblib cannot go on"
+                    ended[begun[done]] = "killed, or not begun because another was: joblib cannot go on"
+            kill = False
         finally:
-            pool.shutdown(wait=True, kill_workers=True)
+            pool.shutdown(wait=True, kill_workers=kill)
         return ended
 
 
 def _in_joblib(job: Job, config: DictConfig) -> JobReturn:
     from joblib.externals.loky import process_executor
 
+    global _ends_with_parent
+    if not _ends_with_parent:
+        # A command that is killed with SIGKILL cannot end its workers, and each holds a model.
+        _ends_with_parent = True
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     # A process that has grown by 300 MB since its first run would be replaced, and with it the model that it holds.
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
     return job(config)
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 class _Submitit(_Launcher):
