@@ -477,4 +477,5 @@ def facts_of_run(config: TaskJob, lm: TransplantLM, pairs: list[pairing.Pairing]
         "tasks": tasks,
         "counts": {key: value for key, value in vars(lm.counts).items() if key != "checks"},
         "checks": lm.counts.checks,
+        "cost": lm.cost,
     }

@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "measures": {"types", "answer_language", "record", "stats"},
     "overview": {"types", "config", "answer_language", "families", "grading", "measures", "record", "stats"},
     "tables": {"types", "answer_language", "measures", "overview", "record"},
+    "compare": {"record"},
     "tracking": {"config"},
     "tracking_worker": {"types", "record", "measures", "overview", "grid", "analysis", "charts"},
     "compose": {"types", "config", "checks", "catalogue", "families", "models", "selection"},
