@@ -191,7 +191,7 @@ def test_to_overwrite_drops_a_finished_run_and_goes_on_with_an_interrupted_one(p
         again, _ = run_grid(place, "choice", **changes)
         assert again.manifest["prompts_answered_before"] == (0 if finished else 1)
     # What resume=false refuses, after a failure too, it does not use either.
-    sweep_lm.Shards(run.folder / "responses").add({"some question": {"logprob": np.zeros(1)}})
+    sweep_lm.Shards(run.folder / "responses").add({"some question": {"logprob": np.zeros(1)}}, np.zeros(3))
     (run.folder / "manifest.json").unlink()
     (run.folder / "failed.json").write_text("{}", encoding="utf-8")
     with pytest.raises(XTransplantError, match="holds parts of an interrupted run"):
