@@ -178,7 +178,8 @@ def compare(
         raise XTransplantError(
             "\n".join(["runs: they cannot be compared.", *(f"  - {each}" for each in faults[:5])]) + more
         )
-    tables = {key: _Table(members) for key, members in sorted(groups.items())}
+    order = sorted(groups, key=lambda key: (groups[key][0].model, key[1:], key[0]))
+    tables = {key: _Table(groups[key]) for key in order}
     _refuse_unknown(against, tables.values())
     found = [_group(table, against) for table in tables.values()]
     _tell_apart(found, list(tables))
@@ -592,14 +593,11 @@ def _against(table: _Table, base: str, higher: bool) -> list[Result]:
                 each.p_holm = p
                 each.could_be_chance = _could_be_chance(p, each)
     found = [each for pair in table.pairs for results in single.values() for each in results if each.pair == pair]
-    for name in table.conditions:
-        pairs = [pair for pair in table.where(name) if (base, pair) in table.cells]
-        if len(pairs) > 1:
-            found += [
-                pooled
-                for average in (MICRO, MACRO)
-                if (pooled := _pooled(table, tests, name, pairs, average, higher)) is not None
-            ]
+    for average in (MICRO, MACRO):
+        for name in table.conditions:
+            pairs = [pair for pair in table.where(name) if (base, pair) in table.cells]
+            pooled = _pooled(table, tests, name, pairs, average, higher) if len(pairs) > 1 else None
+            found += [] if pooled is None else [pooled]
     return found
 
 

@@ -316,9 +316,9 @@ def _compared(group: Group) -> list[_Piece]:
     labels = f"{group.model}, {group.task}, {group.split}: {group.metric}"
     title = f"{labels}{'' if group.higher_is_better else ' (lower is better)'}"
     pieces: list[_Piece] = []
-    bases = dict.fromkeys(each.against for each in group.results if each.against is not None)
-    first = next(iter(bases), None)
-    for base in bases or {None: None}:
+    bases: list[str | None] = list(dict.fromkeys(each.against for each in group.results if each.against is not None))
+    first = bases[0] if bases else None
+    for base in bases or [None]:
         # The baselines' own scores once, in the first table.
         results = [each for each in group.results if each.against == base or (each.against is None and base == first)]
         rows = [[_place(each), *_row(each)] for each in results if each.pooled is None]
