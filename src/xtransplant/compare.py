@@ -70,8 +70,8 @@ class Result:
         against: the condition that it is compared with; None: it is the baseline, nothing is compared.
         score, vanilla, baseline: of the condition, of the untouched base model and of `against`, on the same documents.
         difference: score less baseline; below 0 is better where the metric is one of errors.
-        low, high: 95 %, a paired bootstrap over documents, which are drawn with their translations. Where the scores
-            are 0 and 1 and no document differs, Tango's interval.
+        low, high: 95 %, a paired bootstrap over documents, which are drawn with their translations. Where no document
+            differs it says nothing: for scores of 0 and 1 in one language pair Tango's interval then, else None.
         wins, losses: documents that are better and worse than with `against`.
         p, test: two-sided, this comparison alone. Never of an oracle.
         p_holm: p corrected (Holm) for the language pairs of the condition; None where pooled, which is one test.
@@ -337,7 +337,7 @@ def _bounds(runs: Sequence[Run], evaluated: Sequence[_Entry]) -> Iterator[_Entry
         row, reached = comparison.control_row(made, fits[0])
         beside.setdefault(fits[0].sha256, []).append(row)
         note = f"the real vectors reach {row['reference']:.3f} in the same {row['number']} cells"
-        entry = _of_grid(run, made, "chance", row["name"], reached)
+        entry = _of_grid(run, made, "chance", f"control {made.meta['control']}", reached)
         control_entries.append(replace(entry, chance=row["chance"], note=note))
     there = {(entry.group, entry.pair) for entry in evaluated if entry.kind == VANILLA}
     for run, made in real:
@@ -602,8 +602,7 @@ def _against(table: _Table, base: str, higher: bool) -> list[Result]:
 
 
 def _could_be_chance(p: float, result: Result) -> bool:
-    assert result.low is not None and result.high is not None
-    return p >= LEVEL or result.low <= 0 <= result.high
+    return p >= LEVEL or result.low is None or result.high is None or result.low <= 0 <= result.high
 
 
 @dataclass
@@ -735,7 +734,9 @@ def _single(table: _Table, tests: _Tests, name: str, pair: str, higher: bool) ->
         result.note = "no interval: the metric is no mean over documents"
     else:
         drawn = tests.drawn(name, {pair: 1.0})
-        result.low, result.high = _interval(drawn, known)
+        result.low, result.high = _interval(drawn)
+        if result.low is None and known.binary:
+            result.low, result.high = stats.paired_interval(known.scores, known.base)
         _effect(result, [known], 1.0)
         if known.binary:
             result.p, result.test = stats.mcnemar(known.scores, known.base), "McNemar's exact test"
@@ -795,7 +796,7 @@ def _pooled(table: _Table, tests: _Tests, name: str, pairs: list[str], average: 
         result.could_be_chance = True
     else:
         drawn = tests.drawn(name, dict(zip(pairs, weights.tolist(), strict=True)))
-        result.low, result.high = (float(edge) for edge in np.quantile(drawn, [0.025, 0.975]))
+        result.low, result.high = _interval(drawn)
         result.p, result.test = tests.pooled_p[name, average], "sign flips of questions"
         _effect(result, whole, weights)
         result.minimum_detectable = _by_error(float(drawn.std(ddof=1)))
@@ -815,10 +816,10 @@ def _on_the_same(other: _Entry | None, entry: _Entry) -> float | None:
     return None if None in values else float(np.mean(np.array(values, dtype=float)))
 
 
-def _interval(drawn: np.ndarray, known: _Paired) -> tuple[float, float]:
-    if known.binary and not known.differences.any():
-        # A bootstrap of nothing but zeros says that nothing else is possible.
-        return stats.paired_interval(known.scores, known.base)
+def _interval(drawn: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """Nothing where no document differs: resamples of nothing but zeros do not say that nothing else is possible."""
+    if not drawn.any():
+        return None, None
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)
 

@@ -74,7 +74,7 @@ def test_every_condition_of_real_runs(place: Path, capsys: Any) -> None:
         "SFT (adapter)": "sft",
         "SFT (adapter) + ffn 3>1": "sft+transplant",
         "upper bound (ffn, target_first)": "upper_bound",
-        "upper bound, control noise (ffn, target_first)": "chance",
+        "control noise (ffn, target_first)": "chance",
     }
     runs = {run.folder.name: run for run in record.find_runs([str(place / "outputs")])}
     for line in every:
