@@ -224,9 +224,23 @@ class _Known:
         self._trainings = list(trainings)
         self._read: dict[Path, Run | None] = {}
 
-    def training(self, model: Mapping[str, Any]) -> Run | None:
-        """Of a model's provenance: the training whose weights, or adapter, it has."""
-        made = model.get("adapter") or model
+    def lineage(self, model: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[tuple[Mapping[str, Any], Run | None]]]:
+        """Of a model's provenance: that of the untouched model below it, and what was made of it, the last first: an
+        adapter or a whole model, and its training where that is known."""
+        made: list[tuple[Mapping[str, Any], Run | None]] = []
+        while True:
+            adapter = model.get("adapter")
+            training = self._training(adapter or model)
+            if adapter is None and (training is None or any(run is training for _, run in made)):
+                return model, made
+            made.append((adapter or model, training))
+            if adapter is not None or training is None:
+                model = {**model, "adapter": None}
+            else:
+                model = training.manifest["model"]
+
+    def _training(self, made: Mapping[str, Any]) -> Run | None:
+        """The training whose weights, or adapter, these are."""
         weights = {name: each for name, each in (made.get("files") or {}).items() if name.endswith(".safetensors")}
         if not weights:
             return None
@@ -258,10 +272,9 @@ class _Known:
 def _evaluated(run: Run, known: _Known) -> Iterator[_Entry]:
     facts, args = run.manifest, run.results["config"]["model_args"]
     model = facts.get("model") or {}
-    training = known.training(model)
-    base = model if training is None or model.get("adapter") else training.manifest["model"]
-    tuned = training is not None or bool(model.get("adapter"))
-    label = str(facts["model_name"] if training is None else training.manifest.get("model_name", facts["model_name"]))
+    base, tuned = known.lineage(model)
+    labels = [run.manifest.get("model_name") for _, run in tuned if run is not None]
+    label = str(labels[-1] if labels and labels[-1] is not None else facts["model_name"])
     selection = args.get("selection")
     transplant = args.get("transplant") or {}
     moved = selection is not None or bool(transplant)
@@ -273,10 +286,10 @@ def _evaluated(run: Run, known: _Known) -> Iterator[_Entry]:
     name = str(facts["condition"])
     before: dict[str, Cost] = {}
     if tuned:
-        own = _trained_as(training, model)
+        own = " after ".join(_trained_as(made, training) for made, training in tuned)
         name = own if name == VANILLA else f"{own} + {name}"
-        made = (model.get("adapter") or model)["files"]
-        before[f"training {_canonical(made)}"] = Cost() if training is None else Cost.of(training.manifest)
+    for made, training in tuned:
+        before[f"training {_canonical(made['files'])}"] = Cost() if training is None else Cost.of(training.manifest)
     for each in selection["grids"] if selection is not None else []:
         before[f"grid {each.get('grid_sha256') or each.get('source')}"] = known.grid_cost(each)
     how = transplant if selection is None else {**selection["grids"][0].get("intervention", {}), **transplant}
@@ -304,10 +317,10 @@ def _evaluated(run: Run, known: _Known) -> Iterator[_Entry]:
         )
 
 
-def _trained_as(training: Run | None, model: Mapping[str, Any]) -> str:
-    """A fine-tuned model, in a few words."""
+def _trained_as(made: Mapping[str, Any], training: Run | None) -> str:
+    """What a training made, in a few words."""
     if training is None:
-        return f"SFT ({Path(str(model['adapter']['path'])).name})"
+        return f"SFT ({Path(str(made['path'])).name})"
     facts = training.manifest
     languages = facts.get("languages") or []
     words = [facts.get("method"), facts.get("data"), languages if isinstance(languages, str) else "+".join(languages)]

@@ -335,6 +335,16 @@ def test_a_model_that_was_trained_whole_is_compared_with_its_base(tmp_path: Path
     assert [group.model for group in compare(runs).groups] == ["mine", "tiny"]
 
 
+def test_a_training_on_what_was_trained_costs_both(tmp_path: Path) -> None:
+    whole = BASE | {"files": {"model.safetensors": "ee"}, "path": "gone"}
+    first = a_training(tmp_path / "first", method="full", data="xnli", files={"model.safetensors": "ee"})
+    second = a_training(tmp_path / "second", model=whole)
+    run = a_run(tmp_path, name="-sft", red=BETTER, facts={"model": whole | {"adapter": ADAPTER}})
+    found = result(compare([a_run(tmp_path, red=VANILLA), run], trainings=[second, first]), kind="sft")
+    assert found.condition == "SFT (lora, aya, de+sw) after SFT (full, xnli, de+sw)"
+    assert found.training.flops == 12e10
+
+
 def test_an_oracle_has_no_p_and_says_what_its_control_reaches(tmp_path: Path) -> None:
     runs, grids, _ = all_kinds(tmp_path)
     found = compare(runs[:1], grids[:2])
