@@ -162,6 +162,12 @@ def test_other_documents_are_refused_by_name(place: Path, tmp_path: Path, capsys
     assert "documents of colour_choice_sw: 4 in " in said and ", 10 in " in said and "vanilla" in said
     assert cli.main(["compare", f"runs={place / 'outputs'}", "against=sfd"]) == 2
     assert "against=sfd: no such condition" in capsys.readouterr().err
+    training = tmp_path / "sft" / "one"
+    training.mkdir(parents=True)
+    record.write(training / "results.json", "{}")
+    record.close_run(training, {"job": "sft"})
+    assert cli.main(["compare", f"runs={training.parent}"]) == 2
+    assert "only trainings there" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert cli.main(["compare", f"runs={tmp_path / 'empty'}"]) == 2
     assert "holds no finished run of evaluate or grid or sft" in capsys.readouterr().err
