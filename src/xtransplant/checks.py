@@ -33,8 +33,8 @@ from xtransplant.config import (
     JobConfig,
     ModelJob,
     PromptLanguages,
+    RunReader,
     SelectConfig,
-    SummarizeConfig,
     TaskConfig,
     TaskJob,
     TrackingBackend,
@@ -250,13 +250,13 @@ def validate(config: JobConfig, num_layers: int | None = None, unclear: Collecti
         faults += _grid_faults(config, num_layers, unclear)
     if isinstance(config, GridReader):
         faults += _reader_faults(config, unclear)
-    if isinstance(config, SummarizeConfig) and "runs" not in unclear:
+    if isinstance(config, RunReader) and "runs" not in unclear:
         faults += [
             f"runs: {shown(pattern)} matches no folder. Give folders of runs, e.g. runs=[outputs/evaluate/*]."
             for pattern in listed(config.runs)
             if not isinstance(pattern, str) or not folders(pattern)
         ]
-    if isinstance(config, SummarizeConfig) and config.output is not None and not _is_unclear("output", unclear):
+    if isinstance(config, RunReader) and config.output is not None and not _is_unclear("output", unclear):
         path = Path(config.output).expanduser()
         if path.is_dir():
             faults.append(f"output={config.output}: a folder. Give a file, e.g. output={path / 'summary.txt'}.")

@@ -14,12 +14,15 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from xtransplant import compare as comparing
 from xtransplant import families, grading, loading, logs, models, overview, pairing, record, selection, tables, tracking
 from xtransplant.config import (
+    CompareConfig,
     DoctorConfig,
     EvaluateConfig,
     LanguagePairConfig,
     PromptLanguages,
+    RunReader,
     SummarizeConfig,
     TaskJob,
     config_hash,
@@ -268,7 +271,29 @@ def summarize(config: SummarizeConfig) -> None:
     """
     places = listed(config.runs)
     runs = record.find_runs(places, whole=False)
-    found = tables.summary(runs, config.format.value, unfinished(places, [run.folder for run in runs]))
+    done = [run.folder for run in runs]
+    _deliver(tables.summary(runs, config.format.value, unfinished(places, done)), config)
+
+
+def compare(config: CompareConfig) -> None:
+    """Conditions against vanilla, and against another if asked, on standard output or in a file.
+
+    Raises:
+        XTransplantError: no run is finished, a run's files were changed since, runs that cannot be compared, there is
+            no such condition, or the file cannot be written.
+    """
+    found = record.find_beside(listed(config.runs), ("evaluate", "grid", "sft"))
+    of_job: dict[str, list[record.Run]] = {"evaluate": [], "grid": [], "sft": []}
+    for run in found:
+        of_job[run.manifest["job"]].append(run)
+    if not of_job["evaluate"] and not of_job["grid"]:
+        raise XTransplantError("runs: only trainings there. Give runs of evaluate or grid too, e.g. outputs/evaluate.")
+    compared = comparing.compare(of_job["evaluate"], of_job["grid"], of_job["sft"], config.against)
+    _deliver(tables.comparison(compared, config.format.value), config)
+
+
+def _deliver(found: str, config: RunReader) -> None:
+    """Print a result, or write it to the file that is asked for."""
     if config.output is None:
         print(found)
         return

@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 
 Run = Callable[..., Path | None]
 
-RECORD = "sweep.json"
 _DONE = ("done", "was done")
 _ANEW = re.compile(r"\+{0,2}(overwrite=true|resume=false)", re.IGNORECASE)
 _LOST = "killed, or not begun because another was; too little memory is the usual reason"
@@ -97,7 +96,7 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
         for number, (line, folder) in enumerate(zip(given, folders, strict=True))
     ]
     content = {"job": job, "command": _command(arguments), "started": started, "runs": outcomes}
-    record.write(place / RECORD, record.as_json(content))
+    record.write(place / record.SWEEP, record.as_json(content))
     # Two runs may be one, e.g. with another batch_size.
     done = list(dict.fromkeys(Path(each["folder"]) for each in outcomes if each["folder"] and each["status"] in _DONE))
     done = [folder for folder in done if (folder / record.MANIFEST).is_file()]

@@ -77,7 +77,7 @@ def test_a_run_leaves_a_complete_record(arguments: list[str], tmp_path: Path, ca
     assert manifest["checks"]["self_transplant"] == 0.0
     cost = manifest["cost"]
     assert 0 < cost["seconds"] < manifest["timings"]["evaluation_seconds"]
-    assert cost["tokens"] > 0 and cost["flops"] > 2 * cost["tokens"] * manifest["counts"]["prompts"]
+    assert cost["flops"] > cost["tokens"] > 0
     facts = manifest["tasks"]["colour_choice_sw"]
     assert (facts["aligned"], facts["available"], facts["documents"], facts["gold_equal"]) == (10, 10, 7, 10)
     assert facts["available_source"] == 10
