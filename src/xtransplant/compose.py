@@ -32,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from xtransplant import catalogue, families, models, selection
+from xtransplant import catalogue, families, models, selection, training_data
 from xtransplant.checks import (
     did_you_mean,
     faults_of,
@@ -44,7 +44,15 @@ from xtransplant.checks import (
     template_faults,
     validate,
 )
-from xtransplant.config import JOBS, EvaluateConfig, JobConfig, ModelJob, TaskJob
+from xtransplant.config import (
+    JOBS,
+    EvaluateConfig,
+    JobConfig,
+    LanguagePairConfig,
+    ModelJob,
+    SftConfig,
+    TaskJob,
+)
 from xtransplant.types import Control, Mode, XTransplantError
 
 _LAUNCHER = "hydra/launcher"
@@ -56,6 +64,8 @@ _OTHER_CHOICES = {
     "given as --config-dir.",
     "language_pair": "Any two language codes of two or three letters: language_pair=<source>-<target>, e.g. en-sw "
     "or en-zh-Hant; or language_pair.source=<code> language_pair.target=<code>. Codes: xtransplant list languages.",
+    "data": "Any other: data=local data.path=<folder or file>, or a YAML file data/<name>.yaml in a folder given as "
+    "--config-dir.",
     "experiment": "What each is: xtransplant list experiments.",
     _LAUNCHER: "What each is for: docs/launchers.md.",
 }
@@ -245,6 +255,10 @@ def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:
         faults += template_faults(config.task) or families.check(
             config.task, config.language_pair, config.transplant.mean_over
         )
+    if isinstance(config, SftConfig) and not {"task", "task.tasks", "data", "data.languages", "data.path"} & set(
+        unclear
+    ):
+        faults += _training_data_faults(config)
     if isinstance(config, EvaluateConfig) and not {"model", "task", "language_pair"} & set(unclear):
         try:
             chosen = selection.of_run(config)
@@ -265,6 +279,21 @@ def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:
                         f"{config.model.path} has {num_layers}. Give the model that it was made for."
                     )
     return faults
+
+
+def _training_data_faults(config: SftConfig) -> list[str]:
+    """What is wrong with the names of a task, or with the place of instruction data; languages: `checks`."""
+    if not config.trains_on_task:
+        return training_data.check(config.data)
+    languages = [each for each in config.data.languages if each in (config.task.languages or [each])]
+    faults = template_faults(config.task)
+    if faults or not config.task.tasks or not languages:
+        return faults
+    # A pair that has all languages' documents is looked for when they are loaded: here, whether the tasks are there.
+    pair = LanguagePairConfig(languages[0], languages[-1])
+    back = LanguagePairConfig(languages[-1], languages[0])
+    found = families.check(config.task, pair)
+    return found if found and families.check(config.task, back) else []
 
 
 # What Hydra, OmegaConf and YAML raise for a fault in an override or in a user's file.

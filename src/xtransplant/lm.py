@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import lm_eval.models  # noqa: F401  (before anything is registered: else the harness does not fill its registry)
@@ -66,6 +67,11 @@ def load_decoder(config: ModelConfig) -> Decoder:
 
     loaded = loading.load(config)
     return Decoder(loaded.model, loaded.tokenizer, Modules(**config.modules) if config.modules else None)
+
+
+def tokenizing(tokenizer: Any) -> TransplantLM:
+    """The harness's contract with a tokenizer alone: what it would ask, and in which tokens."""
+    return TransplantLM(cast("Decoder", SimpleNamespace(tokenizer=tokenizer)))
 
 
 def captures_of(config: TaskJob) -> Captures:
@@ -317,6 +323,15 @@ class TransplantLM(TemplateLM):
             add_special_tokens = False
         return _encoder(self.tokenizer)(string, add_special_tokens).tolist()
 
+    def encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt and of what is scored or trained behind it, divided as the harness divides them."""
+        if context:
+            prompt, choice = self._encode_pair(context, continuation)
+            return prompt, choice
+        # As TemplateLM.loglikelihood, which does not let its requests through.
+        prompt, choice = [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
+        return (choice[:1], choice[1:]) if choice[:1] == [self.prefix_token_id] else (prompt, choice)
+
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         from xtransplant.engine import score
 
@@ -335,14 +350,7 @@ class TransplantLM(TemplateLM):
         """For each distinct (prompt, source prompt): the requests by number, and the token ids of their choices."""
         choices: dict[Key, list[tuple[int, list[int]]]] = {}
         for n, request in enumerate(requests):
-            context, continuation = request.args
-            if context:
-                prompt, choice = self._encode_pair(context, continuation)
-            else:
-                # As TemplateLM.loglikelihood, which does not let its requests through.
-                prompt, choice = [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
-                if choice[:1] == [self.prefix_token_id]:
-                    prompt, choice = choice[:1], choice[1:]
+            prompt, choice = self.encode(*request.args)
             if not choice:
                 raise XTransplantError(f"{request.task_name}: an empty choice in document {request.doc_id}.")
             # The harness takes trailing white space of a prompt to the continuation: so for the source prompt.

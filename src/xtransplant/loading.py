@@ -42,6 +42,11 @@ _OTHER_FILES = {".json", ".model", ".jinja", ".txt", ".py", ".tiktoken"}  # conf
 # Fields of ModelConfig that do not change what is loaded.
 _LABELS = {"name", "licence", "modules"}
 
+# What `xtransplant sft` leaves beside the weights: what they were trained on. It goes where the folder goes.
+TRAINED_ON = "trained_on.json"
+# Of a folder that a run of ours wrote: its records, which say nothing of what is loaded and differ from run to run.
+_RECORDS = {TRAINED_ON, "manifest.json", "results.json", "failed.json", *logs.FILES}
+
 # Smaller files are hashed anew each time; the sums of larger ones are kept.
 _KEEP_SUM_OF = 16 * 2**20
 
@@ -71,6 +76,18 @@ def load(config: ModelConfig) -> LoadedModel:
     key = _key(config)
     if _last is not None and _last[0] == key:
         return _last[1]
+    loaded = load_anew(config)
+    _last = key, loaded
+    return loaded
+
+
+def load_anew(config: ModelConfig) -> LoadedModel:
+    """As `load`, but a model of the caller's own, who may change it: it is not handed out again.
+
+    Raises:
+        XTransplantError: as `load`.
+    """
+    global _last
     _last = None  # before the next one is loaded: both may not fit
     faults = check(config)
     if faults:
@@ -87,9 +104,25 @@ def load(config: ModelConfig) -> LoadedModel:
         if "use_safetensors" in str(error):
             hint = "\nWeights that are pickled are loaded only if you ask for it: model.allow_pickle=true"
         raise XTransplantError(f"model.path={config.path}: could not be loaded: {error}{hint}") from error
-    _last = key, loaded
     logs.adopt()
     return loaded
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer alone.
+
+    Raises:
+        XTransplantError: it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            **_where(config), trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        raise XTransplantError(f"model.path={config.path}: its tokenizer could not be loaded: {error}") from error
+    return found
 
 
 def check_here(config: ModelConfig, chat: bool) -> None:
@@ -101,11 +134,9 @@ def check_here(config: ModelConfig, chat: bool) -> None:
     if config.device not in ("auto", "cpu"):
         _device(config)
     if chat:
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(**_where(config), trust_remote_code=config.trust_remote_code)
-        except (OSError, ValueError, ImportError, RuntimeError, KeyError):
+            tokenizer = load_tokenizer(config)
+        except XTransplantError:
             return  # said when the model is loaded
         check_chat_template(tokenizer)
 
@@ -116,7 +147,7 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """
     if tokenizer.chat_template is None:
         raise XTransplantError(
-            "task.apply_chat_template=true: this model's tokenizer has no chat template. Use false, or an "
+            "apply_chat_template=true: this model's tokenizer has no chat template. Use false, or an "
             "instruction-tuned model."
         )
 
@@ -251,6 +282,7 @@ def _merge_adapter(model: PreTrainedModel, adapter: str) -> tuple[PreTrainedMode
         "merged": True,
         "base_model": with_adapter.peft_config["default"].base_model_name_or_path,
         "files": _sums(files),
+        **_training(folder),
     }
     return with_adapter.merge_and_unload(), described
 
@@ -277,6 +309,7 @@ def _provenance(
         "revision": snapshot.name if snapshot else None,
         "licence": config.licence,
         "files": sums,
+        **_training(folder),
         "adapter": adapter,
         "class": type(model).__name__,
         "model_type": model.config.model_type,
@@ -291,6 +324,38 @@ def _provenance(
     if kind is Kind.embedded:
         described["made_from"] = _converted_from(config.path, folder, sums)
     return described
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """Which run of `xtransplant sft` made the weights of a folder, where one did."""
+    record = read_json(folder / TRAINED_ON)
+    if record is None:
+        return {}
+    return {"training": {name: value for name, value in record.items() if name not in ("documents", "questions")}}
+
+
+def trained_on(config: ModelConfig) -> dict[str, set[str]]:
+    """Folder of the model or its adapter that a run of ours trained -> the marks of the documents that it saw.
+
+    As `Selection.marks`. Those of a hub repository are not looked for.
+
+    Raises:
+        XTransplantError: the record is there and cannot be read.
+    """
+    found = {}
+    for given in (config.path, config.adapter):
+        path = Path(given or "").expanduser() / TRAINED_ON
+        if given is None or kind_of(given) is not Kind.folder or not path.exists():
+            continue
+        record = read_json(path) or {}
+        try:
+            found[given] = {*record["documents"], *record["questions"]}
+        except (KeyError, TypeError) as error:
+            raise XTransplantError(
+                f"{path}: cannot be read, so it is not known what the model was trained on. Train it anew, or copy the "
+                "whole folder of its run again."
+            ) from error
+    return found
 
 
 def changed_since(config: ModelConfig, recorded: Mapping[str, Any]) -> list[str]:
@@ -344,7 +409,11 @@ def _checkpoint_files(folder: Path, with_pickled: bool) -> list[Path]:
     suffixes = WEIGHTS | _OTHER_FILES | (PICKLED_WEIGHTS if with_pickled else set())
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.name != MARKER)
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in suffixes and path.name != MARKER and path.name not in _RECORDS
+    )
 
 
 def _sums(paths: list[Path]) -> dict[str, str]:
