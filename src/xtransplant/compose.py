@@ -48,7 +48,6 @@ from xtransplant.config import (
     JOBS,
     EvaluateConfig,
     JobConfig,
-    LanguagePairConfig,
     ModelJob,
     SftConfig,
     TaskJob,
@@ -285,15 +284,8 @@ def _training_data_faults(config: SftConfig) -> list[str]:
     """What is wrong with the names of a task, or with the place of instruction data; languages: `checks`."""
     if not config.trains_on_task:
         return training_data.check(config.data)
-    languages = [each for each in config.data.languages if each in (config.task.languages or [each])]
     faults = template_faults(config.task)
-    if faults or not config.task.tasks or not languages:
-        return faults
-    # A pair that has all languages' documents is looked for when they are loaded: here, whether the tasks are there.
-    pair = LanguagePairConfig(languages[0], languages[-1])
-    back = LanguagePairConfig(languages[-1], languages[0])
-    found = families.check(config.task, pair)
-    return found if found and families.check(config.task, back) else []
+    return faults if faults or not config.task.tasks else training_data.check_task(config.task, config.data.languages)
 
 
 # What Hydra, OmegaConf and YAML raise for a fault in an override or in a user's file.
@@ -406,6 +398,9 @@ class _Reader:
         if override.is_delete():
             return [f"{line}: a key cannot be deleted. Give it a value; null where the key allows it."]
         value = override.value()
+        groups = {each.partition(".")[0] for each in self.keys} | {"experiment", _LAUNCHER}
+        if override.package is None and key not in groups and self.choices(key):
+            return faults_of(self.schema, key, value)  # a choice for other jobs
         if (
             isinstance(value, str)
             and override.package is None

@@ -85,7 +85,9 @@ class ModelConfig:
     revision: str | None = field(
         default=None, metadata={"help": "hub branch, tag or commit; the resolved commit is recorded"}
     )
-    adapter: str | None = field(default=None, metadata={"help": "folder or hub id of a PEFT adapter"})
+    adapter: str | None = field(
+        default=None, metadata={"help": "folder or hub id of a PEFT adapter; a pattern that one folder matches"}
+    )
     dtype: Dtype = field(default=Dtype.float32, metadata={"help": "of weights and activations"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1, mps"})
     device_map: str | None = field(default=None, metadata={"help": "accelerate's: auto, balanced, sequential"})
@@ -279,8 +281,9 @@ class DataConfig:
     """What a model is trained on; see `training_data.py`."""
 
     name: str = field(default=MISSING, metadata={"help": "short name, shown in run folders and tables"})
-    path: str | None = field(
-        default=None, metadata={"help": "hub id, folder or file (JSON lines, Parquet, CSV); null: the task's documents"}
+    path: str = field(
+        default=MISSING,
+        metadata={"help": "hub id, folder or file (JSON lines, Parquet, CSV); task: the documents of the task"},
     )
     licence: str | None = field(default=None, metadata={"help": "shown only"})
     revision: str | None = field(default=None, metadata={"help": "hub branch, tag or commit"})
@@ -433,7 +436,7 @@ class SftConfig:
     @property
     def trains_on_task(self) -> bool:
         """On documents of the task's sample half, not on instructions."""
-        return self.data.path is None
+        return self.data.path == "task"
 
 
 @dataclass

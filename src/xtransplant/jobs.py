@@ -369,7 +369,7 @@ def _changed_training_data(config: SftConfig, found: record.Run) -> list[str]:
     if config.trains_on_task:
         local = families.data_dir(config.task) is not None or bool(config.task.include_path)
     else:
-        local = Path(str(config.data.path)).expanduser().exists()
+        local = Path(config.data.path).expanduser().exists()
     same = not local or training_data.load(config, chat_of(config)).sha256 == found.manifest["examples_sha256"]
     return [] if same else ["the examples"]
 

@@ -28,7 +28,7 @@ from xtransplant.embedded import (
     read_json,
     sha256_of,
 )
-from xtransplant.models import PICKLED_WEIGHTS, WEIGHTS, Kind, check, kind_of
+from xtransplant.models import PICKLED_WEIGHTS, WEIGHTS, Kind, adapter_of, check, kind_of
 from xtransplant.types import XTransplantError
 
 if TYPE_CHECKING:
@@ -183,8 +183,9 @@ def _load(config: ModelConfig, where: dict[str, Any], device: str | None) -> Loa
         )
     model = _text_decoder(model)
     adapter = None
-    if config.adapter is not None:
-        model, adapter = _merge_adapter(model, config.adapter)
+    named = adapter_of(config)
+    if named is not None:
+        model, adapter = _merge_adapter(model, named)
     if device is not None:
         model.to(device)  # type: ignore[arg-type]
     model.eval().requires_grad_(False)
@@ -194,7 +195,7 @@ def _load(config: ModelConfig, where: dict[str, Any], device: str | None) -> Loa
 def _key(config: ModelConfig) -> str:
     """Equal keys mean the same loaded model: the config, and the state of the files where they are local."""
     described = {field.name: getattr(config, field.name) for field in fields(ModelConfig) if field.name not in _LABELS}
-    folders = [Path(path).expanduser() for path in (config.path, config.adapter) if path]
+    folders = [Path(path).expanduser() for path in (config.path, adapter_of(config)) if path]
     local = [path for folder in folders for path in ([folder] if folder.is_file() else _checkpoint_files(folder, True))]
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in local]
     return json.dumps([described, states], default=str, sort_keys=True)
@@ -343,7 +344,7 @@ def trained_on(config: ModelConfig) -> dict[str, set[str]]:
         XTransplantError: the record is there and cannot be read.
     """
     found = {}
-    for given in (config.path, config.adapter):
+    for given in (config.path, adapter_of(config)):
         path = Path(given or "").expanduser() / TRAINED_ON
         if given is None or kind_of(given) is not Kind.folder or not path.exists():
             continue
@@ -372,8 +373,9 @@ def changed_since(config: ModelConfig, recorded: Mapping[str, Any]) -> list[str]
     else:
         changed = _unlike(Path(_where(config)["pretrained_model_name_or_path"]), recorded["files"])
     adapter = recorded["adapter"]
-    if adapter is not None and kind_of(str(config.adapter)) is not Kind.hub:
-        changed += _unlike(Path(str(config.adapter)).expanduser(), adapter["files"])
+    named = str(adapter_of(config))
+    if adapter is not None and kind_of(named) is not Kind.hub:
+        changed += _unlike(Path(named).expanduser(), adapter["files"])
     return changed
 
 

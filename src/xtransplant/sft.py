@@ -91,8 +91,8 @@ class Trained:
     @property
     def eval_loss(self) -> float | None:
         """Of the weights that were kept."""
-        return next((row["eval_loss"] for row in self.history if "eval_loss" in row and row["step"] == self.best_step),
-                    self.last("eval_loss"))  # fmt: skip
+        found = [row["eval_loss"] for row in self.history if "eval_loss" in row and row["step"] == self.best_step]
+        return found[-1] if found else self.last("eval_loss")
 
 
 def chat_of(config: SftConfig) -> Chat | None:

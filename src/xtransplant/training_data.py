@@ -338,7 +338,6 @@ def _raw(data: DataConfig, language: str) -> Iterable[dict[str, Any]]:
 def _loaded(data: DataConfig, code: str) -> Any:
     import datasets
 
-    assert data.path is not None
     path = Path(data.path).expanduser()
     files = file_of(data, code)
     try:
@@ -366,7 +365,7 @@ def file_of(data: DataConfig, code: str) -> str | None:
     Args:
         code: the data's own of the language.
     """
-    path = Path(str(data.path)).expanduser()
+    path = Path(data.path).expanduser()
     if path.is_file():
         return str(path)
     if data.files is not None:
@@ -384,9 +383,19 @@ def _suffix(name: str) -> str:
     return Path(name.removesuffix(".gz")).suffix
 
 
+def check_task(task: TaskConfig, languages: Sequence[str]) -> list[str]:
+    """Faults of a task's names and folders that can be seen without loading it; of the languages that it has."""
+    faults = []
+    for language in dict.fromkeys(each for each in languages if each in (task.languages or [each])):
+        try:
+            _direction(task, language, languages)
+        except XTransplantError as error:
+            faults += str(error).split("\n")
+    return list(dict.fromkeys(faults))
+
+
 def check(data: DataConfig) -> list[str]:
     """Faults of instruction data that can be seen without loading them."""
-    assert data.path is not None
     path = Path(data.path).expanduser()
     faults = []
     unknown = [each for each in data.languages if data.codes and each not in data.codes]

@@ -1,7 +1,8 @@
-"""Fine-tuning from end to end on a tiny checkpoint: what is trained, the same bytes, going on after a kill, refusals."""
+"""Fine-tuning on a tiny checkpoint: what is trained, the same bytes, going on after a kill, what is refused."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -17,9 +18,10 @@ import torch
 
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import documents, write_tasks
-from xtransplant import cli, compose, families, jobs, loading, logs, record, sft, tracking_worker, training_data
-from xtransplant.config import SftConfig, TooLong
+from xtransplant import cli, compose, families, jobs, lm, loading, logs, record, sft, tracking_worker, training_data
+from xtransplant.config import EvaluateConfig, SftConfig, TooLong
 from xtransplant.training_data import Example, TrainingData
+from xtransplant.types import XTransplantError
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -76,8 +78,14 @@ def trained(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> r
     return run(*arguments, f"output_dir={tmp_path_factory.mktemp('trained')}")
 
 
+def config_of(job: str, *given: str) -> SftConfig | EvaluateConfig:
+    config = compose.compose(job, given)
+    assert isinstance(config, SftConfig | EvaluateConfig)
+    return config
+
+
 def data_of(*given: str) -> TrainingData:
-    config = compose.compose("sft", given)
+    config = config_of("sft", *given)
     assert isinstance(config, SftConfig)
     return training_data.load(config, sft.chat_of(config))
 
@@ -117,6 +125,12 @@ def test_a_run_leaves_an_adapter_and_its_record(arguments: list[str], trained: r
     assert "6      " in shown and f"model.adapter={folder}" in shown
 
 
+def tokens_of(examples: list[Example], found: record.Run) -> int:
+    """Of the examples, by the tokenizer of a run's model."""
+    model = config_of("sft", "model=hf", f"model.path={found.manifest['model']['path']}", "model.name=t").model
+    return sft.encode(examples, lm.tokenizing(loading.load_tokenizer(model)), 512, TooLong.cut).tokens
+
+
 def looked_up(checkpoint: Path) -> int:
     """Parameters of the input embedding, with which nothing is multiplied: the output head has its own."""
     described = json.loads((checkpoint / "config.json").read_text())
@@ -127,9 +141,7 @@ def test_cost_is_counted(arguments: list[str], checkpoint: Path) -> None:
     """Of each token the adapter's and the model's products, forwards and backwards."""
     found = run(*arguments, "data.held_out=0", "steps=null", "epochs=1", "accumulation=1")
     data = data_of(*arguments, "data.held_out=0")
-    tokens = sft.encode(
-        data.training, sft.tokenizing(loading.load_tokenizer(_model_of(found))), 512, TooLong.cut
-    ).tokens
+    tokens = tokens_of(data.training, found)
     cost, parameters = found.manifest["cost"], found.manifest["parameters"]
     assert cost["tokens"] == tokens
     multiplied = parameters["model"] - looked_up(checkpoint)
@@ -140,15 +152,11 @@ def test_cost_is_counted(arguments: list[str], checkpoint: Path) -> None:
     assert cost["seconds"] > 0
 
 
-def _model_of(found: record.Run) -> Any:
-    return compose.compose("sft", ["model=hf", f"model.path={found.manifest['model']['path']}", "model.name=t"]).model  # type: ignore[union-attr]
-
-
 def test_the_same_config_gives_the_same_bytes(arguments: list[str], trained: record.Run, model: list[str]) -> None:
     """Whatever was computed before; and the model that other jobs of the process use stays as it is."""
     torch.manual_seed(99)
     torch.rand(7)
-    config = compose.compose("evaluate", [*model, "task=cldr_language"]).model  # type: ignore[union-attr]
+    config = config_of("evaluate", *model, "task=cldr_language").model
     before = {name: weights.clone() for name, weights in loading.load(config).model.named_parameters()}
     second = run(*arguments)
     assert adapter(trained.folder) == adapter(second.folder)
@@ -326,7 +334,7 @@ def test_all_weights(arguments: list[str], task: list[str], checkpoint: Path, ca
     assert parameters["model"] == parameters["trained"]
     evaluations = [row for row in (found.folder / "training.jsonl").read_text().splitlines() if "eval_loss" in row]
     data = data_of(*arguments)
-    held = sft.encode(data.held_out, sft.tokenizing(loading.load_tokenizer(_model_of(found))), 512, TooLong.cut).tokens
+    held = tokens_of(data.held_out, found)
     multiplied = parameters["model"] - looked_up(checkpoint)
     tokens = found.manifest["cost"]["tokens"]
     assert found.manifest["cost"]["flops"] == multiplied * (6 * tokens + 2 * held * len(evaluations))
@@ -366,26 +374,26 @@ def test_answers_are_those_that_the_scoring_takes_for_right(kind: str, task: lis
 
 def test_the_loss_is_on_the_answer_in_the_harness_tokens(model: list[str], task: list[str]) -> None:
     data = data_of(*model, *task, "data.languages=[sw]", "data.held_out=0")
-    config = compose.compose("sft", [*model, *task]).model  # type: ignore[union-attr]
-    lm = sft.tokenizing(loading.load_tokenizer(config))
-    encoded = sft.encode(data.training, lm, 512, TooLong.cut)
+    config = config_of("sft", *model, *task).model
+    harness = lm.tokenizing(loading.load_tokenizer(config))
+    encoded = sft.encode(data.training, harness, 512, TooLong.cut)
     for each, row in zip(data.training, encoded.rows, strict=True):
-        prompt, choice = lm._encode_pair(each.prompt, each.answer)
+        prompt, choice = harness._encode_pair(each.prompt, each.answer)
         assert row["input_ids"] == prompt + choice
         assert row["labels"] == [-100] * len(prompt) + choice
     # Too long: the beginning of the prompt goes first.
     longest = max(len(row["input_ids"]) for row in encoded.rows)
-    cut = sft.encode(data.training, lm, longest - 1, TooLong.cut)
+    cut = sft.encode(data.training, harness, longest - 1, TooLong.cut)
     assert cut.cut == sum(len(row["input_ids"]) == longest for row in encoded.rows) and cut.dropped == 0
-    for whole, row in zip(encoded.rows, cut.rows, strict=True):
-        assert row["input_ids"] == whole["input_ids"][-(longest - 1) :]
-    dropped = sft.encode(data.training, lm, longest - 1, TooLong.drop)
+    for before, row in zip(encoded.rows, cut.rows, strict=True):
+        assert row["input_ids"] == before["input_ids"][-(longest - 1) :]
+    dropped = sft.encode(data.training, harness, longest - 1, TooLong.drop)
     assert dropped.dropped == cut.cut and len(dropped.rows) == len(encoded.rows) - cut.cut
     # An answer that does not fit ends early; one that is whole ends the text.
-    tiny = sft.encode([Example("en", "d/1", "ab", "cdefghijklmnop", True, ())], lm, 4, TooLong.cut)
+    tiny = sft.encode([Example("en", "d/1", "ab", "cdefghijklmnop", True, ())], harness, 4, TooLong.cut)
     assert len(tiny.rows[0]["input_ids"]) == 4 and tiny.rows[0]["labels"][0] == -100
-    whole = sft.encode([Example("en", "d/1", "ab", "cd", True, ())], lm, 64, TooLong.cut)
-    assert whole.rows[0]["labels"][-1] == lm.eot_token_id
+    whole = sft.encode([Example("en", "d/1", "ab", "cd", True, ())], harness, 64, TooLong.cut)
+    assert whole.rows[0]["labels"][-1] == harness.eot_token_id
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -451,7 +459,7 @@ def test_one_file_with_a_field_for_the_language(model: list[str]) -> None:
     given = ["data=local", "data.path=all.csv", "data.language_field=lang", "data.codes={en:eng,zh:zho|cmn}"]
     data = data_of(*model, *given, "data.languages=[zh]", "data.held_out=0")
     assert [each.prompt.split()[0] for each in data.training] == ["zho"] * 4
-    with pytest.raises(training_data.XTransplantError, match=r"no rows of en \(lang: fra\)\. It has: eng, zho\."):
+    with pytest.raises(XTransplantError, match=r"no rows of en \(lang: fra\)\. It has: eng, zho\."):
         data_of(*model, *given, "data.codes={en:fra}", "data.languages=[en]")
 
 
@@ -470,7 +478,6 @@ def test_data_sets_of_the_hub(model: list[str]) -> None:
     assert sorted(each.prompt for each in data.training) == [
         f"{c} question {n}" for c in ("eng", "swh") for n in range(4)
     ]
-    import gzip
 
     for language in ("en", "sw"):
         path = Path("MBZUAI/Bactrian-X/data") / f"{language}.json.gz"
@@ -514,6 +521,6 @@ def test_chats(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
 def test_real_instructions(model: list[str], data_dir: Path) -> None:
     folder = data_dir / "sft_alpaca_en_zh"
     data = data_of(*model, "data=local", f"data.path={folder}", "data.languages=[en,zh]", "data.held_out=0.1")
-    assert data.counts() == {language: {"training": 2250, "held_out": 250} for language in ("en", "zh")}
+    assert data.counts() == {code: {"training": 2250, "held_out": 250} for code in ("en", "zh")}
     held = [{each.document for each in data.held_out if each.language == code} for code in ("en", "zh")]
     assert held[0] == held[1]
