@@ -316,7 +316,6 @@ def _sft(config: SftConfig, folder: Path) -> None:
     record.open_run(folder, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), keep=keep)
     with logs.kept(folder):
         loaded = time.perf_counter()
-        trained = train(config, data, folder)
         about = {
             "config_hash": config_hash(config),
             "model_name": short_name(config.model),
@@ -324,7 +323,11 @@ def _sft(config: SftConfig, folder: Path) -> None:
             "languages": config.data.languages,
             "method": config.method.value,
         }
-        record.write(folder / loading.TRAINED_ON, record.as_json({"format": 1, **about, **data.marks}))
+        # Of a model that was trained before, what it saw then counts too. Written first: no weights without it.
+        before = sorted({mark for marks in loading.trained_on(config.model).values() for mark in marks})
+        marks = data.marks | {"before": before}
+        record.write(folder / loading.TRAINED_ON, record.as_json({"format": 1, **about, **marks}))
+        trained = train(config, data, folder)
         record.write(folder / LOSS_CURVE, charts.loss_curve(trained.history, folder.name))
         losses = {
             "loss": trained.last("loss"),
@@ -333,7 +336,6 @@ def _sft(config: SftConfig, folder: Path) -> None:
             "best_step": trained.best_step,
         }
         record.write(folder / "results.json", record.as_json(losses))
-        marks = data.marks
         manifest = {
             "job": "sft",
             **about,
@@ -348,10 +350,7 @@ def _sft(config: SftConfig, folder: Path) -> None:
             "trained_on": loading.TRAINED_ON,
             "documents": len(marks["documents"]),
             "training": HISTORY,
-            "steps": trained.steps,
-            "best_step": trained.best_step,
-            "loss": trained.last("loss"),
-            "eval_loss": trained.eval_loss,
+            **losses,
             "parameters": {"model": trained.parameters, "trained": trained.trainable},
             "cost": {"seconds": trained.seconds, "tokens": trained.tokens, "flops": trained.flops},
             "timings": {"data_seconds": loaded - started, "total_seconds": time.perf_counter() - started},

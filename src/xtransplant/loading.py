@@ -44,6 +44,7 @@ _LABELS = {"name", "licence", "modules"}
 
 # What `xtransplant sft` leaves beside the weights: what they were trained on. It goes where the folder goes.
 TRAINED_ON = "trained_on.json"
+_MARKS = ("documents", "questions", "before")  # of it: what the documents are known by, those of earlier trainings too
 # Of a folder that a run of ours wrote: its records, which say nothing of what is loaded and differ from run to run.
 _RECORDS = {TRAINED_ON, "manifest.json", "results.json", "failed.json", *logs.FILES}
 
@@ -332,7 +333,7 @@ def _training(folder: Path) -> dict[str, Any]:
     record = read_json(folder / TRAINED_ON)
     if record is None:
         return {}
-    return {"training": {name: value for name, value in record.items() if name not in ("documents", "questions")}}
+    return {"training": {name: value for name, value in record.items() if name not in _MARKS}}
 
 
 def trained_on(config: ModelConfig) -> dict[str, set[str]]:
@@ -350,7 +351,7 @@ def trained_on(config: ModelConfig) -> dict[str, set[str]]:
             continue
         record = read_json(path) or {}
         try:
-            found[given] = {*record["documents"], *record["questions"]}
+            found[given] = {mark for name in _MARKS for mark in record[name]}
         except (KeyError, TypeError) as error:
             raise XTransplantError(
                 f"{path}: cannot be read, so it is not known what the model was trained on. Train it anew, or copy the "

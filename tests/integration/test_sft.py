@@ -346,6 +346,14 @@ def test_all_weights(arguments: list[str], task: list[str], checkpoint: Path, ca
     provenance = evaluated.manifest["model"]
     assert provenance["training"]["config_hash"] == found.manifest["config_hash"]
     assert not {"log.txt", "manifest.json", "trained_on.json"} & set(provenance["files"])
+    # Trained once more, on something else: what it saw before still counts.
+    write_rows(Path("instructions/en.jsonl"), alpaca("en", 4))
+    again = [*asked[:3], "data=local", "data.path=instructions", "data.languages=[en]", "steps=1", "output_dir=again"]
+    second = run(*again)
+    assert cli.main(["evaluate", *asked, f"model.adapter={second.folder}"]) == 2
+    assert str(found.folder) in (said := capsys.readouterr().err) and "it was trained on" in said
+    trained_on = json.loads((found.folder / "trained_on.json").read_text())
+    assert set(trained_on["documents"]) < set(json.loads((second.folder / "trained_on.json").read_text())["before"])
 
 
 # --- What is trained on ----------------------------------------------------------------------------------------------
