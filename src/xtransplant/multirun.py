@@ -189,7 +189,7 @@ def _show(runs: Sequence[JobConfig], folders: Sequence[Path], begun: Sequence[Pa
 
 def goes_on(arguments: Sequence[str]) -> str:
     """How to go on after an interruption, in one line."""
-    return f"Finished runs, a grid's documents and a training's checkpoints are kept. Go on with: {_command(arguments)}"
+    return f"What is finished, and parts of grids and trainings, are kept. Go on with: {_command(arguments)}"
 
 
 def verbosity(overrides: Sequence[str]) -> Any:
