@@ -1,4 +1,4 @@
-"""Pictures of grids: maps over layer pairs, curves over layers, bars of strategies. Each is one SVG, as text.
+"""Pictures: maps over layer pairs, curves over layers, bars of strategies, a training's loss. Each is one SVG, as text.
 
 Equal input gives equal bytes: fixed ids, no date. Colours are told apart by colour-blind readers too (ColorBrewer's
 RdBu; Okabe and Ito's palette). Letters stay text, in a family whose widths are alike on all systems.
@@ -355,6 +355,40 @@ def gains(tables: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
         return _svg(figure)
+
+
+def loss_curve(history: Sequence[Mapping[str, float]], title: str) -> str:
+    """A training's loss by step: of each step's examples, and a dot at each evaluation on the documents held out.
+
+    Args:
+        history: the lines of a run's training.jsonl.
+    """
+    return _loss_curve(history, title, _svg)
+
+
+def loss_curve_png(history: Sequence[Mapping[str, float]], title: str) -> bytes:
+    """`loss_curve` in pixels."""
+    return _loss_curve(history, title, _png)
+
+
+def _loss_curve(history: Sequence[Mapping[str, float]], title: str, saved: Callable[[Figure], T]) -> T:
+    with _figure(6.0, 3.2) as figure:
+        axis = figure.subplots()
+        looks: dict[str, dict[str, Any]] = {
+            "loss": {"label": "training", "color": _PALETTE[0], "linewidth": 1.2},
+            "eval_loss": {"label": "held out", "color": _PALETTE[1], "linewidth": 1.2, "marker": "o", "markersize": 4},
+        }
+        for name, look in looks.items():
+            rows = [row for row in history if name in row]
+            if rows:
+                axis.plot([row["step"] for row in rows], [row[name] for row in rows], **look)
+        axis.set_xlabel("step")
+        axis.set_ylabel("loss, nats a token of the answer")
+        axis.grid(axis="y", color="#e5e5e5", linewidth=0.8)
+        axis.set_axisbelow(True)
+        axis.set_title(title, loc="left")
+        axis.legend(frameon=False)
+        return saved(figure)
 
 
 def _short(name: str) -> str:

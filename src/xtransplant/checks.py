@@ -31,10 +31,14 @@ from xtransplant.config import (
     GridConfig,
     GridReader,
     JobConfig,
+    Method,
+    Mixture,
     ModelJob,
     PromptLanguages,
+    RunJob,
     RunReader,
     SelectConfig,
+    SftConfig,
     TaskConfig,
     TaskJob,
     TrackingBackend,
@@ -148,6 +152,9 @@ def _sections(known: Collection[str]) -> list[str]:
 # Keys that are looked for in the wrong job, with what to do.
 _ELSEWHERE: dict[tuple[type[JobConfig], str], str] = {
     (GridConfig, "transplant.layers"): "A grid's layer pairs are grid.pairs, e.g. 'grid.pairs=[[13,2]]'. ",
+    (SftConfig, "language_pair"): "sft trains on languages, not pairs: e.g. 'data.languages=[en,sw]'. ",
+    (SftConfig, "split"): "sft trains on the sample half of a task. ",
+    (SftConfig, "limit"): "The number of documents is data.limit. ",
     (GridConfig, "prompt"): "prompt is a key of evaluate: a grid asks the target prompt. ",
 }
 
@@ -233,6 +240,8 @@ def validate(config: JobConfig, num_layers: int | None = None, unclear: Collecti
         faults += _layer_faults(config.transplant.layers, num_layers)
     if isinstance(config, TaskJob):
         faults += _task_job_faults(config, unclear)
+    elif isinstance(config, SftConfig):
+        faults += _training_faults(config, unclear)
     elif isinstance(config, DoctorConfig):
         faults += _wrong_values(config, _intervention_checks(config), unclear)
     if isinstance(config, EvaluateConfig) and config.selection is not None:
@@ -328,19 +337,102 @@ def _task_job_faults(config: TaskJob, unclear: Collection[str]) -> list[str]:
             config.prompt is PromptLanguages.target or not task.apply_chat_template,
             "target with task.apply_chat_template=true: two chats cannot be one after the other",
         )
-    faults = _wrong_values(config, checks | _intervention_checks(config), unclear)
-    folder = os.environ.get("XTRANSPLANT_DATA")
-    if folder and task.data_dir is None and task.data_files and not Path(folder).is_dir():
-        faults.append(
-            f"XTRANSPLANT_DATA={folder}: no such folder. Set it to the folder of local data, give that as "
-            "task.data_dir, or unset it to take the data from its origin."
-        )
+    faults = _wrong_values(config, checks | _intervention_checks(config), unclear) + _data_folder_faults(task)
     if config.output_dir.strip():
         faults += _output_faults(config.output_dir)
     return faults + _tracking_faults(config, unclear)
 
 
-def _tracking_faults(config: TaskJob, unclear: Collection[str]) -> list[str]:
+def _data_folder_faults(task: TaskConfig) -> list[str]:
+    folder = os.environ.get("XTRANSPLANT_DATA")
+    if folder and task.data_dir is None and task.data_files and not Path(folder).is_dir():
+        return [
+            f"XTRANSPLANT_DATA={folder}: no such folder. Set it to the folder of local data, give that as "
+            "task.data_dir, or unset it to take the data from its origin."
+        ]
+    return []
+
+
+def _training_faults(config: SftConfig, unclear: Collection[str]) -> list[str]:
+    data, lora = config.data, config.lora
+    languages = data.languages
+    by_task = config.trains_on_task
+    weighted = data.mixture is Mixture.weights
+    names = isinstance(lora.targets, list) and bool(lora.targets) and all(isinstance(t, str) for t in lora.targets)
+    unknown = [each for each in languages if by_task and config.task.languages and each not in config.task.languages]
+    there = ", ".join(sorted(config.task.languages))
+    checks = {
+        "data.languages": (
+            bool(languages) and len(set(languages)) == len(languages) and not unknown,
+            f"languages of the task, not {', '.join(unknown)}. {config.task.name} has: {there}"
+            if unknown
+            else "one language or more, each once, e.g. 'data.languages=[en,sw]'",
+        ),
+        "data.split": (
+            not by_task or data.split == "sample",
+            "sample: on the other half, unseen, models are evaluated, and a model may not be trained on what it is "
+            "evaluated on",
+        ),
+        "data.apply_chat_template": (
+            not (by_task and data.apply_chat_template),
+            "false with a task's own prompts; as turns of a chat they come by task.apply_chat_template=true",
+        ),
+        "data.weights": (
+            (not weighted and not data.weights)
+            or (
+                weighted
+                and set(data.weights) == set(languages)
+                and all(math.isfinite(share) and share >= 0 for share in data.weights.values())
+                and any(data.weights.values())
+            ),
+            "with data.mixture=weights a share of each language, 0 or more, e.g. "
+            f"'data.weights={{{','.join(f'{each}:1' for each in languages[:3])}}}'; else none",
+        ),
+        "data.limit": (data.limit is None or data.limit >= 1, "1 or more, or null for all documents"),
+        "data.held_out": (0 <= data.held_out < 1, "a share, from 0 up to but not 1"),
+        "lora.rank": (lora.rank >= 1, "1 or more"),
+        "lora.alpha": (math.isfinite(lora.alpha) and lora.alpha > 0, "a number above 0"),
+        "lora.dropout": (0 <= lora.dropout < 1, "a share, from 0 up to but not 1"),
+        "lora.targets": (lora.targets == "all-linear" or names, "all-linear, or a list of names, e.g. [q_proj,v_proj]"),
+        "steps": (
+            (config.steps is None) != (config.epochs is None) and (config.steps is None or config.steps >= 1),
+            "1 or more; null with epochs",
+        ),
+        "epochs": (config.epochs is None or (math.isfinite(config.epochs) and config.epochs > 0), "a number above 0"),
+        "max_length": (config.max_length >= 2, "2 or more"),
+        "learning_rate": (math.isfinite(config.learning_rate) and config.learning_rate > 0, "a number above 0"),
+        "warmup": (0 <= config.warmup < 1, "a share of the steps, from 0 up to but not 1"),
+        "weight_decay": (math.isfinite(config.weight_decay) and config.weight_decay >= 0, "a number, 0 or more"),
+        "patience": (
+            config.patience is None or (config.patience >= 1 and data.held_out > 0),
+            "1 or more, and only with data.held_out above 0; or null",
+        ),
+        "seed": (config.seed >= 0, "0 or more"),
+        "model.adapter": (
+            config.model.adapter is None or config.method is Method.full,
+            "null with method=lora: the new adapter would be of weights that no folder holds. Train all weights with "
+            "method=full, or give as model.path a folder in which the adapter is merged",
+        ),
+        "model.device": (config.model.device in ("auto", "cpu", "cuda", "mps"), "auto, cpu, cuda or mps"),
+        "model.device_map": (config.model.device_map is None, "null: the trainer places the model"),
+        **{
+            name: (getattr(config, name) >= 1, "1 or more")
+            for name in ("batch_size", "accumulation", "eval_steps", "checkpoint_steps")
+        },
+    }
+    faults = _wrong_values(config, checks, unclear)
+    if by_task:
+        faults += _data_folder_faults(config.task)
+        faults += [] if config.task.tasks else ["task.tasks: none. Give at least one lm-eval task."]
+    missing = [name for name in ("trl", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        faults.append(f"sft needs {' and '.join(missing)}, not installed here. Run: pip install 'xtransplant[sft]'")
+    if config.output_dir.strip():
+        faults += _output_faults(config.output_dir)
+    return faults + _tracking_faults(config, unclear)
+
+
+def _tracking_faults(config: RunJob, unclear: Collection[str]) -> list[str]:
     given = config.tracking
     if given.backend is TrackingBackend.none:
         # The group is not a wish to track: a sweep gives its name to all of its runs.

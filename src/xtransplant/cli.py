@@ -32,6 +32,7 @@ from xtransplant.config import (
     GridConfig,
     JobConfig,
     SelectConfig,
+    SftConfig,
     StrategiesConfig,
 )
 from xtransplant.types import XTransplantError
@@ -57,7 +58,7 @@ _OPTIONS: dict[str, tuple[str, str, str]] = {
     "--info": ("-i", "[all|config|defaults|defaults-tree|plugins|searchpath]", "show how it is composed and stop"),
     "--hydra-help": ("", "", "Hydra's own help"),
 }
-_COMPUTING = ("evaluate", "grid")
+_COMPUTING = ("evaluate", "grid", "sft")
 _SHORT = {short: name for name, (short, _, _) in _OPTIONS.items() if short}
 
 
@@ -257,9 +258,11 @@ def run(config: JobConfig, shown: bool = True) -> Path | None:
     """
     from xtransplant import grid_jobs, jobs
 
-    if isinstance(config, EvaluateConfig | GridConfig):
+    if isinstance(config, EvaluateConfig | GridConfig | SftConfig):
         if isinstance(config, EvaluateConfig):
             folder, show = jobs.evaluate(config), jobs.show
+        elif isinstance(config, SftConfig):
+            folder, show = jobs.sft(config), jobs.show_training
         else:
             folder, show = grid_jobs.grid(config), grid_jobs.show
         if shown:

@@ -32,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from xtransplant import catalogue, families, models, selection
+from xtransplant import catalogue, families, models, selection, training_data
 from xtransplant.checks import (
     did_you_mean,
     faults_of,
@@ -45,7 +45,14 @@ from xtransplant.checks import (
     template_faults,
     validate,
 )
-from xtransplant.config import JOBS, EvaluateConfig, JobConfig, ModelJob, TaskJob
+from xtransplant.config import (
+    JOBS,
+    EvaluateConfig,
+    JobConfig,
+    ModelJob,
+    SftConfig,
+    TaskJob,
+)
 from xtransplant.types import Control, Mode, XTransplantError
 
 _LAUNCHER = "hydra/launcher"
@@ -57,6 +64,8 @@ _OTHER_CHOICES = {
     "given as --config-dir.",
     "language_pair": "Any two language codes of two or three letters: language_pair=<source>-<target>, e.g. en-sw "
     "or en-zh-Hant; or language_pair.source=<code> language_pair.target=<code>. Codes: xtransplant list languages.",
+    "data": "Any other: data=local data.path=<folder or file>, or a YAML file data/<name>.yaml in a folder given as "
+    "--config-dir.",
     "experiment": "What each is: xtransplant list experiments.",
     _LAUNCHER: "What each is for: docs/launchers.md.",
 }
@@ -247,6 +256,10 @@ def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:
         faults += template_faults(config.task) or families.check(
             config.task, config.language_pair, config.transplant.mean_over
         )
+    if isinstance(config, SftConfig) and not {"task", "task.tasks", "data", "data.languages", "data.path"} & set(
+        unclear
+    ):
+        faults += _training_data_faults(config)
     if isinstance(config, EvaluateConfig) and not {"model", "task", "language_pair"} & set(unclear):
         try:
             chosen = selection.of_run(config)
@@ -267,6 +280,14 @@ def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:
                         f"{config.model.path} has {num_layers}. Give the model that it was made for."
                     )
     return faults
+
+
+def _training_data_faults(config: SftConfig) -> list[str]:
+    """What is wrong with the names of a task, or with the place of instruction data; languages: `checks`."""
+    if not config.trains_on_task:
+        return training_data.check(config.data)
+    faults = template_faults(config.task)
+    return faults if faults or not config.task.tasks else training_data.check_task(config.task, config.data.languages)
 
 
 # What Hydra, OmegaConf and YAML raise for a fault in an override or in a user's file.
@@ -379,6 +400,9 @@ class _Reader:
         if override.is_delete():
             return [f"{line}: a key cannot be deleted. Give it a value; null where the key allows it."]
         value = override.value()
+        groups = {each.partition(".")[0] for each in self.keys} | {"experiment", _LAUNCHER}
+        if override.package is None and key not in groups and self.choices(key):
+            return faults_of(self.schema, key, value)  # a choice for other jobs
         if (
             isinstance(value, str)
             and override.package is None

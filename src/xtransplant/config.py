@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Self
@@ -44,6 +44,28 @@ class PromptLanguages(Enum):
     both = "both"  # the source prompt, an empty line, the target prompt
 
 
+class Method(Enum):
+    lora = "lora"
+    full = "full"
+
+
+class Mixture(Enum):
+    proportional = "proportional"  # every example there is
+    equal = "equal"  # as many of each language as the smallest has
+    weights = "weights"  # in the proportion of data.weights, none more than once
+
+
+class TooLong(Enum):
+    cut = "cut"  # the prompt from its beginning, as the harness does; only then the answer from its end
+    drop = "drop"
+
+
+class Schedule(Enum):
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
 class TrackingBackend(Enum):
     none = "none"
     wandb = "wandb"
@@ -63,7 +85,9 @@ class ModelConfig:
     revision: str | None = field(
         default=None, metadata={"help": "hub branch, tag or commit; the resolved commit is recorded"}
     )
-    adapter: str | None = field(default=None, metadata={"help": "folder or hub id of a PEFT adapter"})
+    adapter: str | None = field(
+        default=None, metadata={"help": "folder or hub id of a PEFT adapter; a pattern that one folder matches"}
+    )
     dtype: Dtype = field(default=Dtype.float32, metadata={"help": "of weights and activations"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1, mps"})
     device_map: str | None = field(default=None, metadata={"help": "accelerate's: auto, balanced, sequential"})
@@ -252,6 +276,73 @@ class TrackingConfig:
     )
 
 
+@dataclass
+class DataConfig:
+    """What a model is trained on; see `training_data.py`."""
+
+    name: str = field(default=MISSING, metadata={"help": "short name, shown in run folders and tables"})
+    path: str = field(
+        default=MISSING,
+        metadata={"help": "hub id, folder or file (JSON lines, Parquet, CSV); task: the documents of the task"},
+    )
+    licence: str | None = field(default=None, metadata={"help": "shown only"})
+    revision: str | None = field(default=None, metadata={"help": "hub branch, tag or commit"})
+    config: str | None = field(
+        default=None, metadata={"help": "configuration of a hub data set; {lang} is the language's own code"}
+    )
+    files: str | None = field(
+        default=None,
+        metadata={"help": "the file of a language below path, e.g. {lang}.jsonl; null: found by the language's code"},
+    )
+    split: str = field(
+        default="train", metadata={"help": "of a hub data set; of the task's documents only sample is trained on"}
+    )
+    languages: list[str] = field(default_factory=lambda: ["en"], metadata={"help": "languages to train on"})
+    codes: dict[str, str] = field(
+        default_factory=dict,
+        metadata={"help": "language code -> the data's own, several joined by |; empty: any, as given"},
+    )
+    language_field: str | None = field(default=None, metadata={"help": "field that holds a row's language"})
+    key: str | None = field(
+        default=None,
+        metadata={"help": "field(s) that name a document in all its languages, joined by commas; null: each row alone"},
+    )
+    prompt: str = field(default="{{prompt}}", metadata={"help": "Jinja template of a row's prompt"})
+    answer: str = field(
+        default="{{answer}}", metadata={"help": "of its answer, which follows after an empty line if not as a chat"}
+    )
+    apply_chat_template: bool = field(
+        default=False, metadata={"help": "prompt and answer as turns of a chat; of a task: task.apply_chat_template"}
+    )
+    mixture: Mixture = field(
+        default=Mixture.proportional,
+        metadata={"help": "of the languages: all there is, as many of each as the smallest has, or data.weights"},
+    )
+    weights: dict[str, float] = field(
+        default_factory=dict, metadata={"help": "language -> its share, with mixture=weights", "type": "{en: 1, …}"}
+    )
+    limit: int | None = field(
+        default=None, metadata={"help": "documents of each language, the same where they are parallel; null: all"}
+    )
+    held_out: float = field(
+        default=0.1, metadata={"help": "share of the documents that is not trained on, but evaluated meanwhile"}
+    )
+
+
+@dataclass
+class LoraConfig:
+    rank: int = field(default=8, metadata={"help": "of the update of a weight matrix"})
+    alpha: float = field(default=16.0, metadata={"help": "the update is scaled by alpha / rank"})
+    dropout: float = field(default=0.0, metadata={"help": "share of the inputs to the update that is left out"})
+    targets: Any = field(
+        default="all-linear",
+        metadata={
+            "help": "modules that are adapted",
+            "type": "all-linear (all but the head), or names as [q_proj,v_proj]",
+        },
+    )
+
+
 _SPLIT = {"help": "half of the documents: sample to choose layers on, unseen to test the choice"}
 _LIMIT = {"help": "documents per task; null: all"}
 _OUTPUT_DIR = {"help": "folder for what the job makes, below its own name"}
@@ -307,6 +398,45 @@ class GridConfig:
     resume: bool = field(default=True, metadata=_RESUME)
     overwrite: bool = field(default=False, metadata=_OVERWRITE)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class SftConfig:
+    """train a model on a task's sample half or on instructions, in several languages; the result is a model"""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    method: Method = field(default=Method.lora, metadata={"help": "an adapter, or all weights"})
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    steps: int | None = field(default=100, metadata={"help": "updates of the weights; null: by epochs"})
+    epochs: float | None = field(default=None, metadata={"help": "how often each example is seen, with steps=null"})
+    batch_size: int = field(default=8, metadata={"help": "examples in one forward pass"})
+    accumulation: int = field(default=1, metadata={"help": "forward passes in one update"})
+    max_length: int = field(default=512, metadata={"help": "tokens of prompt and answer together"})
+    too_long: TooLong = field(
+        default=TooLong.cut, metadata={"help": "what becomes of longer examples; they are counted"}
+    )
+    learning_rate: float = field(default=2e-4, metadata={"help": "its highest; for method=full 2e-5 is usual"})
+    schedule: Schedule = field(default=Schedule.linear, metadata={"help": "of the learning rate after the warmup"})
+    warmup: float = field(default=0.05, metadata={"help": "share of the steps in which the learning rate rises"})
+    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's"})
+    eval_steps: int = field(default=20, metadata={"help": "steps between evaluations on the documents held out"})
+    patience: int | None = field(
+        default=None,
+        metadata={"help": "evaluations without a better loss that end the training; the best weights are kept"},
+    )
+    checkpoint_steps: int = field(default=100, metadata={"help": "steps between checkpoints, to go on after a kill"})
+    seed: int = field(default=1234, metadata={"help": "of first weights, order, dropout, what is drawn"})
+    output_dir: str = field(default="outputs", metadata=_OUTPUT_DIR)
+    resume: bool = field(default=True, metadata=_RESUME)
+    overwrite: bool = field(default=False, metadata=_OVERWRITE)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def trains_on_task(self) -> bool:
+        """On documents of the task's sample half, not on instructions."""
+        return self.data.path == "task"
 
 
 @dataclass
@@ -407,13 +537,16 @@ class CompareConfig:
 
 
 TaskJob = EvaluateConfig | GridConfig
-ModelJob = EvaluateConfig | GridConfig | DoctorConfig
+# Those whose result is a folder of its own, found again by a hash.
+RunJob = EvaluateConfig | GridConfig | SftConfig
+ModelJob = EvaluateConfig | GridConfig | SftConfig | DoctorConfig
 GridReader = SelectConfig | StrategiesConfig | AnalyzeConfig
 RunReader = SummarizeConfig | CompareConfig
 JobConfig = ModelJob | GridReader | RunReader
 JOBS: dict[str, type[JobConfig]] = {
     "evaluate": EvaluateConfig,
     "grid": GridConfig,
+    "sft": SftConfig,
     "select": SelectConfig,
     "strategies": StrategiesConfig,
     "analyze": AnalyzeConfig,
@@ -457,12 +590,16 @@ def short_name(model: ModelConfig) -> str:
     return re.split(r"[/\\]", model.name.rstrip("/\\"))[-1]
 
 
-def run_name(config: TaskJob, num_layers: int | None = None, strategy: str | None = None) -> str:
+def run_name(config: RunJob, num_layers: int | None = None, strategy: str | None = None) -> str:
     """Readable and safe as a folder's name, at most 80 characters; not unique, see `config_hash`.
 
     Args:
         strategy: of the selection, if there is one.
     """
+    if isinstance(config, SftConfig):
+        data = config.task.name if config.trains_on_task else config.data.name
+        languages = "_".join(config.data.languages)
+        return _safe([short_name(config.model)[:24], data[:28], config.method.value, languages])
     pair, transplant = config.language_pair, config.transplant
     parts = [short_name(config.model)[:24], config.task.name[:28], pair.source[:8], pair.target[:8]]
     if isinstance(config, GridConfig):
@@ -482,6 +619,10 @@ def run_name(config: TaskJob, num_layers: int | None = None, strategy: str | Non
         parts += departures(transplant)
     if isinstance(config, EvaluateConfig) and config.prompt is PromptLanguages.both:
         parts.append("both")
+    return _safe(parts)
+
+
+def _safe(parts: Iterable[str]) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part) for part in parts)[:80]
 
 
@@ -499,7 +640,7 @@ def departures(transplant: InterventionConfig) -> list[str]:
 
 
 def identity(
-    config: TaskJob, num_layers: int | None = None, selection: Mapping[str, Any] | None = None
+    config: RunJob, num_layers: int | None = None, selection: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """What is computed, as plain values: the same for two ways to ask for it, and wherever it runs.
 
@@ -507,6 +648,8 @@ def identity(
         selection: its content, where the config names one.
     """
     plain = to_dict(config, num_layers)
+    if isinstance(config, SftConfig):
+        return _training_identity(config, plain)
     plain["transplant"]["mean_over"].sort()
     if isinstance(config, GridConfig):
         plain["transplant"]["component"] = sorted(listed(config.transplant.component))
@@ -515,13 +658,28 @@ def identity(
         plain["transplant"] = {"control": config.transplant.control.value}
     elif config.transplant.layers is None:
         plain["transplant"] = None  # which component is not transplanted does not matter
-    for name in _NOT_IN_HASH:
-        section, _, key = name.rpartition(".")
-        (plain.get(section, {}) if section else plain).pop(key, None)
+    _without(plain, _NOT_IN_HASH)
     return plain if selection is None else {**plain, "selection": dict(selection)}
 
 
-def config_hash(config: TaskJob, num_layers: int | None = None, selection: Mapping[str, Any] | None = None) -> str:
+def _training_identity(config: SftConfig, plain: dict[str, Any]) -> dict[str, Any]:
+    """Here the batch size counts; what the task is, or how an adapter is made, only where there is one."""
+    _without(plain, [name for name in _NOT_IN_HASH if name != "batch_size"])
+    _without(plain, ["data.licence", "checkpoint_steps"])
+    if not config.trains_on_task:
+        del plain["task"]
+    if config.method is not Method.lora:
+        del plain["lora"]
+    return plain
+
+
+def _without(plain: dict[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        section, _, key = name.rpartition(".")
+        (plain.get(section, {}) if section else plain).pop(key, None)
+
+
+def config_hash(config: RunJob, num_layers: int | None = None, selection: Mapping[str, Any] | None = None) -> str:
     """12 hex digits of `identity`."""
     plain = identity(config, num_layers, selection)
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]

@@ -69,6 +69,7 @@ def _grid(config: GridConfig, folder: Path) -> None:
     tracking.start(config)
     loading.check_here(config.model, config.task.apply_chat_template)
     pairs = jobs.load_pairs(config)
+    jobs.refuse_trained(config, pairs)
     grading.check([found.target for found in pairs])
     # To overwrite is to drop a finished run; what is left of an interrupted one is of this very work.
     finished = (folder / record.MANIFEST).is_file()

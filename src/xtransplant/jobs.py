@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -21,8 +22,11 @@ from xtransplant.config import (
     DoctorConfig,
     EvaluateConfig,
     LanguagePairConfig,
+    Method,
     PromptLanguages,
+    RunJob,
     RunReader,
+    SftConfig,
     SummarizeConfig,
     TaskJob,
     config_hash,
@@ -41,9 +45,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LOSS_CURVE = "training.svg"
 
-def run_folder(config: TaskJob) -> Path:
+
+def run_folder(config: RunJob) -> Path:
     """Where a run's record lies: a name to be read, and the hash of what is computed."""
+    if isinstance(config, SftConfig):
+        return Path(config.output_dir, "sft", f"{run_name(config)}-{config_hash(config)}")
     layers = models.num_layers(config.model)
     chosen = selection.of_run(config) if isinstance(config, EvaluateConfig) else None
     content, strategy = (None, None) if chosen is None else (chosen.as_dict(), chosen.strategy)
@@ -74,6 +82,7 @@ def _evaluate(config: EvaluateConfig, folder: Path) -> None:
     tracking.start(config)
     loading.check_here(config.model, config.task.apply_chat_template)
     pairs = load_pairs(config)
+    refuse_trained(config, pairs)
     if chosen is not None:
         _refuse_selected(config, chosen, pairs)
         tasks = dict.fromkeys(str(grid["task_name"]) for grid in chosen.grids)
@@ -119,7 +128,7 @@ def show(folder: Path) -> str:
     return "\n".join([*lines, f"\n{folder}"])
 
 
-def refuse_to_resume(config: TaskJob, folder: Path) -> None:
+def refuse_to_resume(config: RunJob, folder: Path) -> None:
     """Not done within `record.doing`, which would keep the refusal as the failure of what is there.
 
     Raises:
@@ -137,7 +146,7 @@ def refuse_to_resume(config: TaskJob, folder: Path) -> None:
     )
 
 
-def finished_run(config: TaskJob, folder: Path) -> record.Run | None:
+def finished_run(config: RunJob, folder: Path) -> record.Run | None:
     """The run in a folder, if it is finished and need not be computed.
 
     Raises:
@@ -151,7 +160,9 @@ def finished_run(config: TaskJob, folder: Path) -> record.Run | None:
             log.warning("%s", damage)
     if found is not None:
         changed = loading.changed_since(config.model, found.manifest["model"])
-        if families.data_dir(config.task) is not None or config.task.include_path:
+        if isinstance(config, SftConfig):
+            changed += _changed_training_data(config, found)
+        elif families.data_dir(config.task) is not None or config.task.include_path:
             # Files that somebody may have edited. What a hub holds is not fetched for this.
             for each in load_pairs(config):
                 recorded = found.manifest["tasks"][each.name]
@@ -214,6 +225,31 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
         record.write(folder / f"samples_{name}.jsonl", "".join(record.as_json(row, indent=None) for row in rows))
 
 
+def refuse_trained(config: TaskJob, pairs: list[pairing.Pairing]) -> None:
+    """No document may be evaluated that the model was trained on by `sft`; parallel documents count as one.
+
+    Raises:
+        XTransplantError: some were.
+    """
+    for folder, marks in loading.trained_on(config.model).items():
+        documents = _marked(config, pairs)
+        both = [name for name, question in documents if not marks.isdisjoint([name, *question])]
+        if both:
+            raise XTransplantError(
+                f"model {folder}: it was trained on {len(both)} of {len(documents)} documents, e.g. "
+                f"{', '.join(both[:3])}. Evaluate others: split=unseen."
+            )
+
+
+def _marked(config: TaskJob, pairs: list[pairing.Pairing]) -> list[tuple[str, list[str]]]:
+    """What each document that is to be evaluated is known by: its name in every language, and what it asks."""
+    return [
+        (f"{template}/{found.keys[row]}", question)
+        for template, found in zip(config.task.tasks, pairs, strict=True)
+        for row, question in zip(found.rows, found.questions(), strict=True)
+    ]
+
+
 def _refuse_selected(config: EvaluateConfig, chosen: Selection, pairs: list[pairing.Pairing]) -> None:
     """No document may be evaluated that the choice was made on; parallel documents count as one.
 
@@ -228,11 +264,7 @@ def _refuse_selected(config: EvaluateConfig, chosen: Selection, pairs: list[pair
             f"be told from others in this data, e.g. {keys[0]}. Give the folder that has xtransplant_paper as "
             "task.data_dir or XTRANSPLANT_DATA."
         )
-    documents = [
-        (f"{template}/{found.keys[row]}", question)
-        for template, found in zip(config.task.tasks, pairs, strict=True)
-        for row, question in zip(found.rows, found.questions(), strict=True)
-    ]
+    documents = _marked(config, pairs)
     marks = chosen.marks
     both = [name for name, question in documents if not marks.isdisjoint([name, *question])]
     if both:
@@ -261,6 +293,127 @@ def _transplanted(config: EvaluateConfig, lm: TransplantLM, chosen: Selection | 
         "read": [lm.decoder.module_name(pair.source, component, site) for pair in lm.layer_pairs],
         "written": [lm.decoder.module_name(pair.target, component, site) for pair in lm.layer_pairs],
     }
+
+
+def sft(config: SftConfig) -> Path:
+    """Train a model; what it was trained on lies beside it, and is refused by `evaluate` and `grid`. Returns the run's
+    folder, which is an adapter's, or a model's."""
+    from xtransplant.sft import CHECKPOINTS
+
+    folder = run_folder(config)
+    refuse_to_resume(config, folder)
+    with record.doing(folder):
+        finished = finished_run(config, folder)
+        if finished is None:
+            _sft(config, folder)
+        else:
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # left by a kill right after the run was finished
+    if finished is None:
+        tracking.log_run(config, folder)
+    return folder
+
+
+def _sft(config: SftConfig, folder: Path) -> None:
+    from xtransplant import charts, training_data
+    from xtransplant.sft import CHECKPOINTS, HISTORY, chat_of, train
+
+    started = time.perf_counter()
+    tracking.start(config)
+    if config.model.device != "auto":
+        loading.check_here(config.model, chat=False)
+    data = training_data.load(config, chat_of(config))
+    counts = data.counts()
+    for language, sides in counts.items():
+        log.info("%s: %d examples, %d held out", language, sides["training"], sides["held_out"])
+    if data.left_out:
+        log.warning("%d rows without a prompt or an answer were left out.", data.left_out)
+    # As for a grid: what is left of an interrupted run is of this very work.
+    keep = None if (folder / record.MANIFEST).is_file() or config.overwrite else CHECKPOINTS
+    record.open_run(folder, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), keep=keep)
+    with logs.kept(folder):
+        loaded = time.perf_counter()
+        about = {
+            "config_hash": config_hash(config),
+            "model_name": short_name(config.model),
+            "data": config.task.name if config.trains_on_task else config.data.name,
+            "languages": config.data.languages,
+            "method": config.method.value,
+        }
+        # Of a model that was trained before, what it saw then counts too. Written first: no weights without it.
+        before = sorted({mark for marks in loading.trained_on(config.model).values() for mark in marks})
+        marks = data.marks | {"before": before}
+        record.write(folder / loading.TRAINED_ON, record.as_json({"format": 1, **about, **marks}))
+        trained = train(config, data, folder)
+        record.write(folder / LOSS_CURVE, charts.loss_curve(trained.history, folder.name))
+        losses = {
+            "loss": trained.last("loss"),
+            "eval_loss": trained.eval_loss,
+            "steps": trained.steps,
+            "best_step": trained.best_step,
+        }
+        record.write(folder / "results.json", record.as_json(losses))
+        manifest = {
+            "job": "sft",
+            **about,
+            "seed": config.seed,
+            "model": trained.provenance,
+            "environment": record.environment(),
+            "examples": counts,
+            "left_out": data.left_out,
+            "cut": trained.cut,
+            "dropped": trained.dropped,
+            "examples_sha256": data.sha256,
+            "trained_on": loading.TRAINED_ON,
+            "documents": len(marks["documents"]),
+            "training": HISTORY,
+            **losses,
+            "parameters": {"model": trained.parameters, "trained": trained.trainable},
+            "cost": {"seconds": trained.seconds, "tokens": trained.tokens, "flops": trained.flops},
+            "timings": {"data_seconds": loaded - started, "total_seconds": time.perf_counter() - started},
+        }
+        record.close_run(folder, manifest, without=CHECKPOINTS)
+        # Only now: until the manifest is written, they are all that is left of the work.
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _changed_training_data(config: SftConfig, found: record.Run) -> list[str]:
+    """Of local files, which somebody may have edited, whether the examples are other ones."""
+    from xtransplant import training_data
+    from xtransplant.sft import chat_of
+
+    if config.trains_on_task:
+        local = families.data_dir(config.task) is not None or bool(config.task.include_path)
+    else:
+        local = Path(config.data.path).expanduser().exists()
+    same = not local or training_data.load(config, chat_of(config)).sha256 == found.manifest["examples_sha256"]
+    return [] if same else ["the examples"]
+
+
+def show_training(folder: Path) -> str:
+    """A finished run of `sft`, as text."""
+    run = record.load_run(folder)
+    assert run is not None
+    facts = run.manifest
+    return "\n".join(
+        [
+            f"\n{facts['model_name']}, {facts['data']}, {facts['method']}, {', '.join(facts['languages'])}",
+            tables.training_table([run]),
+            f"\n{folder}",
+            f"To evaluate it: {_as_model(facts, folder)}",
+        ]
+    )
+
+
+def show_trainings(folders: Sequence[Path]) -> str:
+    """Finished runs of `sft` beside each other."""
+    return tables.training_table([run for run in map(record.load_run, folders) if run is not None])
+
+
+def _as_model(facts: dict[str, Any], folder: Path) -> str:
+    """The keys with which `evaluate` and `grid` take what was trained."""
+    if facts["method"] == Method.full.value:
+        return f"model=hf model.path={folder} model.name={facts['model_name']}_sft split=unseen"
+    return f"the same model, model.adapter={folder} split=unseen"
 
 
 def summarize(config: SummarizeConfig) -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, wraps
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -68,6 +69,11 @@ def load_decoder(config: ModelConfig) -> Decoder:
 
     loaded = loading.load(config)
     return Decoder(loaded.model, loaded.tokenizer, Modules(**config.modules) if config.modules else None)
+
+
+def tokenizing(tokenizer: Any) -> TransplantLM:
+    """The harness's contract with a tokenizer alone: what it would ask, and in which tokens."""
+    return TransplantLM(cast("Decoder", SimpleNamespace(tokenizer=tokenizer)))
 
 
 def captures_of(config: TaskJob) -> Captures:
@@ -383,6 +389,15 @@ class TransplantLM(TemplateLM):
             add_special_tokens = False
         return _encoder(self.tokenizer)(string, add_special_tokens).tolist()
 
+    def encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt and of what is scored or trained behind it, divided as the harness divides them."""
+        if context:
+            prompt, choice = self._encode_pair(context, continuation)
+            return prompt, choice
+        # As TemplateLM.loglikelihood, which does not let its requests through.
+        prompt, choice = [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
+        return (choice[:1], choice[1:]) if choice[:1] == [self.prefix_token_id] else (prompt, choice)
+
     @metered
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         from xtransplant.engine import score
@@ -402,14 +417,7 @@ class TransplantLM(TemplateLM):
         """For each distinct (prompt, source prompt): the requests by number, and the token ids of their choices."""
         choices: dict[Key, list[tuple[int, list[int]]]] = {}
         for n, request in enumerate(requests):
-            context, continuation = request.args
-            if context:
-                prompt, choice = self._encode_pair(context, continuation)
-            else:
-                # As TemplateLM.loglikelihood, which does not let its requests through.
-                prompt, choice = [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
-                if choice[:1] == [self.prefix_token_id]:
-                    prompt, choice = choice[:1], choice[1:]
+            prompt, choice = self.encode(*request.args)
             if not choice:
                 raise XTransplantError(f"{request.task_name}: an empty choice in document {request.doc_id}.")
             # The harness takes trailing white space of a prompt to the continuation: so for the source prompt.

@@ -28,7 +28,7 @@ from xtransplant.embedded import (
     read_json,
     sha256_of,
 )
-from xtransplant.models import PICKLED_WEIGHTS, WEIGHTS, Kind, check, kind_of
+from xtransplant.models import PICKLED_WEIGHTS, WEIGHTS, Kind, adapter_of, check, kind_of
 from xtransplant.types import XTransplantError
 
 if TYPE_CHECKING:
@@ -41,6 +41,12 @@ _OTHER_FILES = {".json", ".model", ".jinja", ".txt", ".py", ".tiktoken"}  # conf
 
 # Fields of ModelConfig that do not change what is loaded.
 _LABELS = {"name", "licence", "modules"}
+
+# What `xtransplant sft` leaves beside the weights: what they were trained on. It goes where the folder goes.
+TRAINED_ON = "trained_on.json"
+_MARKS = ("documents", "questions", "before")  # of it: what the documents are known by, those of earlier trainings too
+# Of a folder that a run of ours wrote: its records, which say nothing of what is loaded and differ from run to run.
+_RECORDS = {TRAINED_ON, "manifest.json", "results.json", "failed.json", *logs.FILES}
 
 # Smaller files are hashed anew each time; the sums of larger ones are kept.
 _KEEP_SUM_OF = 16 * 2**20
@@ -71,6 +77,18 @@ def load(config: ModelConfig) -> LoadedModel:
     key = _key(config)
     if _last is not None and _last[0] == key:
         return _last[1]
+    loaded = load_anew(config)
+    _last = key, loaded
+    return loaded
+
+
+def load_anew(config: ModelConfig) -> LoadedModel:
+    """As `load`, but a model of the caller's own, who may change it: it is not handed out again.
+
+    Raises:
+        XTransplantError: as `load`.
+    """
+    global _last
     _last = None  # before the next one is loaded: both may not fit
     faults = check(config)
     if faults:
@@ -87,9 +105,25 @@ def load(config: ModelConfig) -> LoadedModel:
         if "use_safetensors" in str(error):
             hint = "\nWeights that are pickled are loaded only if you ask for it: model.allow_pickle=true"
         raise XTransplantError(f"model.path={config.path}: could not be loaded: {error}{hint}") from error
-    _last = key, loaded
     logs.adopt()
     return loaded
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer alone.
+
+    Raises:
+        XTransplantError: it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            **_where(config), trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        raise XTransplantError(f"model.path={config.path}: its tokenizer could not be loaded: {error}") from error
+    return found
 
 
 def check_here(config: ModelConfig, chat: bool) -> None:
@@ -101,11 +135,9 @@ def check_here(config: ModelConfig, chat: bool) -> None:
     if config.device not in ("auto", "cpu"):
         _device(config)
     if chat:
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(**_where(config), trust_remote_code=config.trust_remote_code)
-        except (OSError, ValueError, ImportError, RuntimeError, KeyError):
+            tokenizer = load_tokenizer(config)
+        except XTransplantError:
             return  # said when the model is loaded
         check_chat_template(tokenizer)
 
@@ -116,7 +148,7 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """
     if tokenizer.chat_template is None:
         raise XTransplantError(
-            "task.apply_chat_template=true: this model's tokenizer has no chat template. Use false, or an "
+            "apply_chat_template=true: this model's tokenizer has no chat template. Use false, or an "
             "instruction-tuned model."
         )
 
@@ -152,8 +184,9 @@ def _load(config: ModelConfig, where: dict[str, Any], device: str | None) -> Loa
         )
     model = _text_decoder(model)
     adapter = None
-    if config.adapter is not None:
-        model, adapter = _merge_adapter(model, config.adapter)
+    named = adapter_of(config)
+    if named is not None:
+        model, adapter = _merge_adapter(model, named)
     if device is not None:
         model.to(device)  # type: ignore[arg-type]
     model.eval().requires_grad_(False)
@@ -163,7 +196,7 @@ def _load(config: ModelConfig, where: dict[str, Any], device: str | None) -> Loa
 def _key(config: ModelConfig) -> str:
     """Equal keys mean the same loaded model: the config, and the state of the files where they are local."""
     described = {field.name: getattr(config, field.name) for field in fields(ModelConfig) if field.name not in _LABELS}
-    folders = [Path(path).expanduser() for path in (config.path, config.adapter) if path]
+    folders = [Path(path).expanduser() for path in (config.path, adapter_of(config)) if path]
     local = [path for folder in folders for path in ([folder] if folder.is_file() else _checkpoint_files(folder, True))]
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in local]
     return json.dumps([described, states], default=str, sort_keys=True)
@@ -251,6 +284,7 @@ def _merge_adapter(model: PreTrainedModel, adapter: str) -> tuple[PreTrainedMode
         "merged": True,
         "base_model": with_adapter.peft_config["default"].base_model_name_or_path,
         "files": _sums(files),
+        **_training(folder),
     }
     return with_adapter.merge_and_unload(), described
 
@@ -277,6 +311,7 @@ def _provenance(
         "revision": snapshot.name if snapshot else None,
         "licence": config.licence,
         "files": sums,
+        **_training(folder),
         "adapter": adapter,
         "class": type(model).__name__,
         "model_type": model.config.model_type,
@@ -293,6 +328,38 @@ def _provenance(
     return described
 
 
+def _training(folder: Path) -> dict[str, Any]:
+    """Which run of `xtransplant sft` made the weights of a folder, where one did."""
+    record = read_json(folder / TRAINED_ON)
+    if record is None:
+        return {}
+    return {"training": {name: value for name, value in record.items() if name not in _MARKS}}
+
+
+def trained_on(config: ModelConfig) -> dict[str, set[str]]:
+    """Folder of the model or its adapter that a run of ours trained -> the marks of the documents that it saw.
+
+    As `Selection.marks`. Those of a hub repository are not looked for.
+
+    Raises:
+        XTransplantError: the record is there and cannot be read.
+    """
+    found = {}
+    for given in (config.path, adapter_of(config)):
+        path = Path(given or "").expanduser() / TRAINED_ON
+        if given is None or kind_of(given) is not Kind.folder or not path.exists():
+            continue
+        record = read_json(path) or {}
+        try:
+            found[given] = {mark for name in _MARKS for mark in record[name]}
+        except (KeyError, TypeError) as error:
+            raise XTransplantError(
+                f"{path}: cannot be read, so it is not known what the model was trained on. Train it anew, or copy the "
+                "whole folder of its run again."
+            ) from error
+    return found
+
+
 def changed_since(config: ModelConfig, recorded: Mapping[str, Any]) -> list[str]:
     """Which files of the model and its adapter are not those that a run recorded (`LoadedModel.provenance`).
 
@@ -307,8 +374,9 @@ def changed_since(config: ModelConfig, recorded: Mapping[str, Any]) -> list[str]
     else:
         changed = _unlike(Path(_where(config)["pretrained_model_name_or_path"]), recorded["files"])
     adapter = recorded["adapter"]
-    if adapter is not None and kind_of(str(config.adapter)) is not Kind.hub:
-        changed += _unlike(Path(str(config.adapter)).expanduser(), adapter["files"])
+    named = str(adapter_of(config))
+    if adapter is not None and kind_of(named) is not Kind.hub:
+        changed += _unlike(Path(named).expanduser(), adapter["files"])
     return changed
 
 
@@ -344,7 +412,11 @@ def _checkpoint_files(folder: Path, with_pickled: bool) -> list[Path]:
     suffixes = WEIGHTS | _OTHER_FILES | (PICKLED_WEIGHTS if with_pickled else set())
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.name != MARKER)
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in suffixes and path.name != MARKER and path.name not in _RECORDS
+    )
 
 
 def _sums(paths: list[Path]) -> dict[str, str]:

@@ -54,6 +54,16 @@ def kind_of(path: str) -> Kind:
     return Kind.hub
 
 
+def adapter_of(config: ModelConfig) -> str | None:
+    """What `model.adapter` names: of a pattern the folder that matches it, if it is the only one."""
+    given = config.adapter
+    if given is None or not any(sign in given for sign in "*?["):
+        return given
+    path = Path(given).expanduser()
+    found = [each for each in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if each.is_dir()]
+    return str(found[0]) if len(found) == 1 else given
+
+
 def num_layers(config: ModelConfig) -> int | None:
     """Number of decoder layers, without torch and without weights; None where that cannot be told."""
     kind = kind_of(config.path)
@@ -277,12 +287,13 @@ def _code_faults(config: ModelConfig) -> list[str]:
 def _adapter_faults(config: ModelConfig) -> list[str]:
     if config.adapter is None:
         return []
-    given = f"model.adapter={config.adapter}"
+    given, adapter = f"model.adapter={config.adapter}", adapter_of(config)
+    assert adapter is not None
     faults = package_faults(given, "peft")
-    kind = kind_of(config.adapter)
+    kind = kind_of(adapter)
     described: dict[str, Any] | None = None
     if kind is Kind.folder:
-        folder = Path(config.adapter).expanduser()
+        folder = Path(adapter).expanduser()
         described = read_json(folder / "adapter_config.json")
         if described is None:
             return [
@@ -294,10 +305,11 @@ def _adapter_faults(config: ModelConfig) -> list[str]:
                 f"{given}: the folder has no adapter_model.safetensors. Save the adapter with PEFT 0.6 or newer."
             )
     elif kind is Kind.hub:
-        described, fault = _hub_json(config.adapter, "adapter_config.json", None)
+        described, fault = _hub_json(adapter, "adapter_config.json", None)
         faults += [f"{given}: {fault}."] if fault else []
     else:
-        faults.append(f"{given}: no such folder, and not a hub id (org/name). Give the folder of a PEFT adapter.")
+        what = "no such folder, or several" if "*" in adapter else "no such folder, and not a hub id (org/name)"
+        faults.append(f"{given}: {what}. Give the folder of a PEFT adapter.")
     peft_type = (described or {}).get("peft_type")
     if peft_type in _NO_MERGE:
         faults.append(

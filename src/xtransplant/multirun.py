@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtransplant import logs
-from xtransplant.config import JOBS, EvaluateConfig, JobConfig, TaskJob
+from xtransplant.config import JOBS, EvaluateConfig, JobConfig, RunJob, SftConfig
 from xtransplant.types import XTransplantError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
     verbose = verbosity(request.overrides)
     logs.start(verbose)
     given = [" ".join(_differing(lines, request.common)) for lines in request.lines]
-    folders = [jobs.run_folder(config) if isinstance(config, TaskJob) else None for config in request.runs]
+    folders = [jobs.run_folder(config) if isinstance(config, RunJob) else None for config in request.runs]
     named = sorted(map(str, (folder.name if folder else line for folder, line in zip(folders, given, strict=True))))
     name = f"{job}-{hashlib.sha256(json.dumps(named).encode()).hexdigest()[:12]}"
     overrides = list(request.swept)
@@ -102,7 +102,7 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
     done = [folder for folder in done if (folder / record.MANIFEST).is_file()]
     _show(request.runs, done, [folder for folder in folders if folder is not None])
     first = request.runs[0]
-    if isinstance(first, TaskJob):
+    if isinstance(first, RunJob):
         tracking.log_sweep(first, place, done)
     missing = [each for each in outcomes if each["status"] not in _DONE]
     if broken is not None and not missing:
@@ -137,7 +137,7 @@ def _one(composed: Any, *, job: str, attempt: str, count: int, run: Run, verbose
     outcome: dict[str, Any] = {"status": "failed", "error": None, "host": socket.gethostname(), "process": os.getpid()}
     try:
         config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JOBS[job]), composed))
-        if isinstance(config, TaskJob):
+        if isinstance(config, RunJob):
             config.tracking.group = config.tracking.group or Path(attempt).parent.name
         folder = run(config, shown=False)
         outcome["status"] = "done"
@@ -184,6 +184,8 @@ def _show(runs: Sequence[JobConfig], folders: Sequence[Path], begun: Sequence[Pa
         finished = [run for run in map(record.load_run, folders) if run is not None]
         unfinished = jobs.unfinished([str(folder) for folder in dict.fromkeys(begun) if folder.is_dir()])
         print(f"\n{tables.summary(finished, unfinished=unfinished)}")
+    elif isinstance(runs[0], SftConfig):
+        print(f"\n{jobs.show_trainings(folders)}")
     else:
         print(f"\n{grid_jobs.show_all(folders)}")
 
@@ -194,8 +196,8 @@ def _show(runs: Sequence[JobConfig], folders: Sequence[Path], begun: Sequence[Pa
 def goes_on(arguments: Sequence[str]) -> str:
     """How to go on after an interruption, in one line."""
     anew = any(_ANEW.fullmatch(each) for each in arguments if "overwrite" in each)
-    old = " (also those from before that were not reached)" if anew else ""
-    return f"Finished runs{old} and a grid's documents are kept. Go on with: {_command(arguments)}"
+    old = " (also that from before which was not reached)" if anew else ""
+    return f"What is finished{old}, and parts of grids and trainings, are kept. Go on with: {_command(arguments)}"
 
 
 def verbosity(overrides: Sequence[str]) -> Any:

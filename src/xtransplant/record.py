@@ -30,7 +30,7 @@ FAILED = "failed.json"  # why a run was not finished: in its folder until it is 
 SWEEP = "sweep.json"  # of a sweep: its runs, and how they ended
 FORMAT = 1
 _PACKAGES = (
-    *("xtransplant", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "peft"),
+    *("xtransplant", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "peft", "trl"),
     *("lm_eval", "datasets", "numpy", "hydra-core", "omegaconf", "babel", "py3langid"),
 )
 
@@ -236,8 +236,8 @@ def explained(error: BaseException) -> str | None:
         if type(cause).__name__ == "OutOfMemoryError" or isinstance(cause, MemoryError):
             said = str(cause).split(". ")[0].strip()
             return (
-                f"Too little memory{f': {said}' if said else ''}. Lower batch_size (evaluate) or grid.memory (grid), "
-                "take model.dtype=bfloat16, or a smaller model. What is finished is kept."
+                f"Too little memory{f': {said}' if said else ''}. Lower batch_size (evaluate, sft) or grid.memory "
+                "(grid), take model.dtype=bfloat16, or a smaller model. What is finished is kept."
             )
         cause = cause.__cause__ or cause.__context__
     return None

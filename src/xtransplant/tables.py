@@ -38,6 +38,26 @@ def run_table(run: Run) -> str:
     return table(["task", "metric", "value ± stderr", "trivial", "documents"], rows)
 
 
+def training_table(runs: Sequence[Run]) -> str:
+    """Runs of `sft`: a row each, with its loss at the end, on its own last step and on the documents held out."""
+    header = ["model", "data", "method", "languages", "examples", "steps", "loss", "held out", "tokens", "seconds"]
+    rows = []
+    for run in runs:
+        facts = run.manifest
+        steps, best = facts["steps"], facts["best_step"]
+        rows.append(
+            [
+                *(facts["model_name"], facts["data"], facts["method"], " ".join(facts["languages"])),
+                str(sum(sides["training"] for sides in facts["examples"].values())),
+                str(steps) if steps == best else f"{steps}, best {best}",
+                *("-" if loss is None else f"{loss:.3f}" for loss in (facts["loss"], facts["eval_loss"])),
+                str(facts["cost"]["tokens"]),
+                f"{facts['cost']['seconds']:.0f}",
+            ]
+        )
+    return table(header, rows)
+
+
 # --- Many runs -----------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from xtransplant.config import TaskJob, TrackingBackend, TrackingMode, to_dict
+from xtransplant.config import RunJob, TrackingBackend, TrackingMode, to_dict
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ _ENVIRONMENT = re.compile(
 )
 
 
-def start(config: TaskJob) -> None:
+def start(config: RunJob) -> None:
     """Start the process, if the run is tracked: it loads what it needs while the run is computed."""
     if _is_on(config):
         try:
@@ -54,7 +54,7 @@ def start(config: TaskJob) -> None:
             log.debug("W&B: %s", error)  # said when there is something to log
 
 
-def log_run(config: TaskJob, folder: Path) -> None:
+def log_run(config: RunJob, folder: Path) -> None:
     """Log a finished run, by what its folder holds. Never raises; takes less than 20 s.
 
     Without `tracking.group` the run belongs to none: a sweep puts its name there.
@@ -62,7 +62,7 @@ def log_run(config: TaskJob, folder: Path) -> None:
     _log(config, {"folder": str(folder.absolute())}, folder)
 
 
-def log_sweep(config: TaskJob, folder: Path, runs: Sequence[Path]) -> None:
+def log_sweep(config: RunJob, folder: Path, runs: Sequence[Path]) -> None:
     """Log the comparison of all runs of a sweep as a run of its own, once for the same results. Likewise.
 
     Args:
@@ -82,15 +82,15 @@ def stop() -> None:
         worker.stop()
 
 
-def _is_on(config: TaskJob) -> bool:
+def _is_on(config: RunJob) -> bool:
     return config.tracking.backend is TrackingBackend.wandb and config.tracking.mode is not TrackingMode.disabled
 
 
-def _place(config: TaskJob) -> Path:
+def _place(config: RunJob) -> Path:
     return Path(config.output_dir).absolute()
 
 
-def _log(config: TaskJob, request: dict[str, Any], folder: Path) -> None:
+def _log(config: RunJob, request: dict[str, Any], folder: Path) -> None:
     global _upload_failed
     if not _is_on(config):
         return

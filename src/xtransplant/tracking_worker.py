@@ -59,12 +59,13 @@ class Content:
     folder: Path  # its artifact
     metadata: dict[str, Any]  # of that
     pictures: dict[str, bytes] = field(default_factory=dict)  # PNG
+    history: list[dict[str, float]] = field(default_factory=list)  # metrics by their `step`
     group: str | None = None
     id: str | None = None
 
 
 def of_run(folder: Path) -> Content:
-    """A finished run of `evaluate` or `grid`.
+    """A finished run of `evaluate`, `grid` or `sft`.
 
     Raises:
         XTransplantError: it is not finished, or damaged.
@@ -74,6 +75,8 @@ def of_run(folder: Path) -> Content:
         raise XTransplantError(f"{folder} is not finished")
     facts = run.manifest
     job = str(facts["job"])
+    if job == "sft":
+        return _of_training(run)
     kept = ("config_hash", "model_name", "task_name", "language_pair", "split", "condition", "control", "transplant")
     found = [_Told(each, each.interval(int(facts["seed"]))) for several in measures(run).values() for each in several]
     rows, total = sample_rows(run)
@@ -101,6 +104,45 @@ def of_run(folder: Path) -> Content:
     return content
 
 
+def _of_training(run: record.Run) -> Content:
+    """A training: its loss by step, and what it came to and cost."""
+    from xtransplant import charts
+
+    facts = run.manifest
+    lines = (run.folder / facts["training"]).read_text(encoding="utf-8").splitlines()
+    history = [json.loads(line) for line in lines]
+    kept = ("config_hash", "model_name", "data", "languages", "method", "examples", "examples_sha256", "parameters")
+    numbers = {"loss": facts["loss"], "eval_loss": facts["eval_loss"], "steps": facts["steps"]}
+    numbers |= {"best_step": facts["best_step"], **facts["cost"]}
+    return Content(
+        name=run.folder.name,
+        job_type="sft",
+        tags=[*(str(facts[name]) for name in ("model_name", "data", "method")), *facts["languages"]],
+        about={name: facts[name] for name in kept} | {"environment": facts["environment"]},
+        values={f"final/{name}": float(value) for name, value in numbers.items() if value is not None},
+        tables={},
+        folder=run.folder,
+        metadata={"config_hash": facts["config_hash"], "manifest_sha256": _sha256(run), "files": facts["files"]},
+        pictures={"loss_curve": charts.loss_curve_png(history, run.folder.name)},
+        history=[{name: value for name, value in row.items() if math.isfinite(value)} for row in history],
+    )
+
+
+_TRAINING_COLUMNS = ["run", "model", "data", "method", "languages"]
+
+
+def trainings(runs: Sequence[record.Run]) -> Table:
+    """Runs of `sft`: a row each, with what it came to and cost."""
+    parts = ["steps", "best_step", "loss", "eval_loss"]
+    rows = []
+    for run in runs:
+        facts = run.manifest
+        names = [run.folder.name, *(facts[name] for name in ("model_name", "data", "method"))]
+        cost = [facts["cost"][name] for name in ("seconds", "tokens", "flops")]
+        rows.append([*names, " ".join(facts["languages"]), *(facts[part] for part in parts), *cost])
+    return [*_TRAINING_COLUMNS, *parts, "seconds", "tokens", "flops"], rows
+
+
 def of_sweep(folder: Path, runs: Sequence[Path], tracking: Mapping[str, Any]) -> Content:
     """The comparison over a sweep's runs. Its id follows from their results and where they are logged.
 
@@ -113,17 +155,18 @@ def of_sweep(folder: Path, runs: Sequence[Path], tracking: Mapping[str, Any]) ->
     job = str(finished[0].manifest["job"])
     manifests = sorted(_sha256(run) for run in finished)
     known = json.dumps([folder.name, dict(tracking), manifests])
+    tables = {"evaluate": comparison, "grid": best_cells, "sft": trainings}
     return Content(
         name=folder.name,
         job_type="sweep",
-        tags=[job, *dict.fromkeys(part for run in finished for part in _label(run)[1:3])],
+        tags=[job, *dict.fromkeys(part for run in finished for part in _tags(run))],
         about={
             "job": job,
             "runs": [run.folder.name for run in finished],
             "environment": finished[0].manifest["environment"],
         },
         values={"runs": len(finished)},
-        tables={"comparison": comparison(finished) if job == "evaluate" else best_cells(finished)},
+        tables={"comparison": tables[job](finished)},
         folder=folder,
         metadata={"manifests_sha256": manifests},
         group=tracking["group"] or folder.name,
@@ -282,6 +325,11 @@ def _label(run: record.Run) -> list[str]:
     return [run.folder.name, *(str(facts[key]) for key in ("model_name", "task_name", "language_pair", "split")), what]
 
 
+def _tags(run: record.Run) -> list[str]:
+    facts = run.manifest
+    return [str(facts["model_name"]), str(facts["data" if facts["job"] == "sft" else "task_name"])]
+
+
 def best_cells(runs: Sequence[record.Run]) -> Table:
     """Runs of `grid`: a row per run and component, the best cell, which was chosen on the documents of its score."""
     parts = ["source", "target", "score", "gain", "p_max_t"]
@@ -349,11 +397,14 @@ def write(content: Content, config: Mapping[str, Any], place: Path) -> Path:
         for name, picture in content.pictures.items():
             Path(folder, f"{name}.png").write_bytes(picture)
             pictures[name] = wandb.Image(str(Path(folder, f"{name}.png")))
+        for row in content.history:
+            run.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
         run.log({**content.values, **tables, **pictures})
         kind = "sweep" if content.job_type == "sweep" else f"run-{content.job_type}"
         artifact = wandb.Artifact(content.name, type=kind, metadata=content.metadata)
         for path in sorted(content.folder.glob("*")):
-            if path.is_file() and not path.name.startswith("."):
+            # A whole model stays where it is: its hash is in the manifest.
+            if path.is_file() and not path.name.startswith(".") and not path.match("model*.safetensors"):
                 artifact.add_file(str(path), name=path.name, skip_cache=True)
         run.log_artifact(artifact)
     if "WANDB_SWEEP_ID" in os.environ:

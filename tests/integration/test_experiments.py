@@ -13,7 +13,7 @@ import yaml
 
 from tests.equivalence.tiny import save_checkpoint
 from xtransplant import cli, compose, record, selection
-from xtransplant.config import EvaluateConfig, GridConfig, TaskJob
+from xtransplant.config import EvaluateConfig, GridConfig, RunJob, SftConfig, TaskJob
 from xtransplant.types import XTransplantError
 
 CONF = Path(str(files("xtransplant.conf")), "experiment")
@@ -117,7 +117,7 @@ def test_every_value_that_is_swept_over_composes(name: str) -> None:
         request = read(name, *(f"{key}={given[n % len(given)]}" for key, given in values.items()), multirun=False)
         assert request.faults == []
         [config] = request.runs
-        assert isinstance(config, TaskJob)
+        assert isinstance(config, RunJob)
         assert config.model.name in MODELS
         # Whether the weights can be had is not asked here: most are on a hub.
         assert compose.check(config, unclear=["model"]) == []
@@ -131,6 +131,9 @@ def test_one_document_of_each(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     [config] = read(name, multirun=False).runs
+    if isinstance(config, SftConfig):
+        trained_on_two_documents(name, config, checkpoints, data)
+        return
     assert isinstance(config, TaskJob)
     given = [
         f"experiment={name}", f"model.path={checkpoints[config.model.name]}", "model.dtype=float32", "limit=1",
@@ -143,6 +146,22 @@ def test_one_document_of_each(
     assert run.manifest["counts"]["documents"] >= 1
     transplanted = isinstance(config, GridConfig) or config.transplant.layers is not None or config.selection
     assert (run.manifest["counts"]["transplants"] > 0) == bool(transplanted)
+
+
+def trained_on_two_documents(name: str, config: SftConfig, checkpoints: dict[str, Path], data: Path) -> None:
+    """One step, in one of its languages that there are data of."""
+    language = {"xnli": "sw", "xquad": "ar", "globalopinionqa": "am"}.get(
+        name.rpartition("/")[2].removesuffix("_sft"), "en"
+    )
+    assert language in config.data.languages
+    given = [
+        f"experiment={name}", f"model.path={checkpoints[config.model.name]}", "model.dtype=float32",
+        f"data.languages=[{language}]", "steps=1", "epochs=null", "data.limit=2", "data.held_out=0.5",
+        *([] if config.task.name.startswith("cldr") else [f"task.data_dir={data}"]),
+    ]  # fmt: skip
+    assert cli.main(["sft", *given]) == 0
+    [run] = record.find_runs(["outputs"], "sft")
+    assert run.manifest["examples"] == {language: {"training": 1, "held_out": 1}}
 
 
 @pytest.mark.parametrize("path", SAVED_PAIRS, ids=lambda path: path.stem)

@@ -205,7 +205,9 @@ def test_ctrl_c(kind: str, place: Path, tmp_path: Path) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in said
-    assert said.splitlines()[-1].startswith("interrupted. Finished runs and a grid's documents are kept. Go on with: ")
+    assert said.splitlines()[-1].startswith(
+        "interrupted. What is finished, and parts of grids and trainings, are kept. Go on with: "
+    )
 
 
 def test_nothing_goes_on_when_the_command_itself_is_killed(place: Path, tmp_path: Path) -> None:
@@ -322,7 +324,9 @@ def test_too_little_memory_is_said(
     assert (
         capsys.readouterr()
         .err.splitlines()[-1]
-        .startswith("error: Too little memory: CUDA out of memory. Lower batch_size (evaluate) or grid.memory (grid)")
+        .startswith(
+            "error: Too little memory: CUDA out of memory. Lower batch_size (evaluate, sft) or grid.memory (grid)"
+        )
     )
 
 

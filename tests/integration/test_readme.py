@@ -74,4 +74,6 @@ def test_the_commands_of_the_readme_run(line: str, folder: Path, monkeypatch: py
     if arguments[0] in ("evaluate", "grid") and "--cfg" not in arguments:
         # Successive halving needs some documents to halve.
         arguments = [*arguments, "limit=7" if "grid.budget" in line else "limit=2"]
+    if arguments[0] == "sft":
+        arguments = [*arguments, "steps=1", "batch_size=2", "data.limit=2", "data.held_out=0"]
     assert cli.main(arguments) == 0
