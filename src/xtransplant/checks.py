@@ -33,6 +33,7 @@ from xtransplant.config import (
     JobConfig,
     ModelJob,
     PromptLanguages,
+    ReportConfig,
     SelectConfig,
     SummarizeConfig,
     TaskConfig,
@@ -250,16 +251,22 @@ def validate(config: JobConfig, num_layers: int | None = None, unclear: Collecti
         faults += _grid_faults(config, num_layers, unclear)
     if isinstance(config, GridReader):
         faults += _reader_faults(config, unclear)
-    if isinstance(config, SummarizeConfig) and "runs" not in unclear:
+    if isinstance(config, SummarizeConfig | ReportConfig) and "runs" not in unclear:
         faults += [
             f"runs: {shown(pattern)} matches no folder. Give folders of runs, e.g. runs=[outputs/evaluate/*]."
             for pattern in listed(config.runs)
             if not isinstance(pattern, str) or not folders(pattern)
         ]
-    if isinstance(config, SummarizeConfig) and config.output is not None and not _is_unclear("output", unclear):
-        path = Path(config.output).expanduser()
+        faults += [] if listed(config.runs) else ["runs=[]: empty. Give folders of runs, e.g. runs=[outputs]."]
+    if isinstance(config, ReportConfig):
+        faults += _wrong_values(config, {"seed": (config.seed >= 0, "0 or more")}, unclear)
+        faults += _output_faults(config.output_dir) if config.output is None and config.output_dir.strip() else []
+    given = config.output if isinstance(config, SummarizeConfig | ReportConfig) else None
+    if isinstance(config, SummarizeConfig | ReportConfig) and given and not _is_unclear("output", unclear):
+        path = Path(given).expanduser()
         if path.is_dir():
-            faults.append(f"output={config.output}: a folder. Give a file, e.g. output={path / 'summary.txt'}.")
+            example = path / ("summary.txt" if isinstance(config, SummarizeConfig) else "report.html")
+            faults.append(f"output={config.output}: a folder. Give a file, e.g. output={example}.")
         elif path.exists() and not config.overwrite:
             faults.append(f"output={config.output}: there is one. Give another, or replace it with overwrite=true.")
     return faults

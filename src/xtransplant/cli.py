@@ -30,6 +30,7 @@ from xtransplant.config import (
     EvaluateConfig,
     GridConfig,
     JobConfig,
+    ReportConfig,
     SelectConfig,
     StrategiesConfig,
 )
@@ -270,6 +271,8 @@ def run(config: JobConfig, shown: bool = True) -> Path | None:
         grid_jobs.strategies(config)
     elif isinstance(config, AnalyzeConfig):
         grid_jobs.analyze(config)
+    elif isinstance(config, ReportConfig):
+        grid_jobs.report(config)
     elif isinstance(config, DoctorConfig):
         jobs.doctor(config)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
 import time
@@ -14,9 +15,11 @@ import numpy as np
 import yaml
 
 from xtransplant import logs, record, tables, tracking
+from xtransplant.checks import folders
 from xtransplant.config import (
     AnalyzeConfig,
     GridConfig,
+    ReportConfig,
     SelectConfig,
     StrategiesConfig,
     config_hash,
@@ -31,12 +34,14 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from xtransplant.pairing import Pairing
+    from xtransplant.report import Found
     from xtransplant.sweep_lm import SweepLM
 
 log = logging.getLogger(__name__)
 
 GRID = "grid.npz"
 _RESPONSES = "responses"
+_STRATEGIES = "strategies.json"
 _PROMPTING = (
     *("tasks", "source_tasks", "num_fewshot", "system_instruction", "apply_chat_template", "fewshot_as_multiturn"),
     "empty_prompt",
@@ -308,7 +313,7 @@ def strategies(config: StrategiesConfig) -> None:
         beside = list({each.sha256: each for each in beside}.values())
         found.append((after.meta, comparison.strategy_table(before[0], after, beside, config.seed)))
     folder = _results_folder(config, "strategies", {"grid": samples, "unseen": unseen, "controls": controls})
-    record.write(folder / "strategies.json", record.as_json([{"grid": meta, "rows": rows} for meta, rows in found]))
+    record.write(folder / _STRATEGIES, record.as_json([{"grid": meta, "rows": rows} for meta, rows in found]))
     record.write(folder / "strategies.svg", charts.bars(found))
     record.write(folder / "gains.svg", charts.gains(found))
     _miss_controls(controls)
@@ -344,6 +349,72 @@ def analyze(config: AnalyzeConfig) -> None:
         for rows in (analysis.best_rows(facts), analysis.bound_rows(facts), analysis.trust_rows(facts)):
             print(tables.table(*rows), end="\n\n")
     print(f"{_CELLS_LEGEND}\n\n{folder}")
+
+
+def report(config: ReportConfig) -> None:
+    """Write one HTML file of everything that was finished in some folders, and print its path.
+
+    Raises:
+        XTransplantError: there is no finished run, files of one were changed since, or the file cannot be written.
+    """
+    from xtransplant import compare, selection
+    from xtransplant import report as html
+
+    found = html.Found()
+    for run in record.find_all(listed(config.runs)):
+        if run.manifest["job"] == "evaluate":
+            found.evaluated.append(run)
+        elif run.manifest["job"] == "grid":
+            found.grids.append((run, Grid.load(run.folder / GRID)))
+        elif run.manifest["job"] == "sft":
+            found.trained.append(run)
+    places = [folder for place in listed(config.runs) for folder in folders(place)]
+    for path in sorted({path for place in places for path in place.rglob("selection.json")}):
+        found.selections[str(path)] = selection.read(str(path))
+    for path in sorted({path for place in places for path in place.rglob(_STRATEGIES)}):
+        found.strategies += _read_strategies(path)
+    if not found.runs and not found.strategies:
+        raise XTransplantError(
+            f"runs: {', '.join(map(str, listed(config.runs)))}: no finished run there. Give folders of runs of "
+            "evaluate, grid or sft, e.g. runs=[outputs]."
+        )
+    for several in found.by_task():
+        try:
+            found.records += compare.compare(*several).records()
+        except XTransplantError as error:
+            found.refused.append(str(error))
+    text = html.page(html.gather(found, config.title, config.seed))
+    path = Path(config.output).expanduser() if config.output is not None else Path(config.output_dir, "report.html")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record.write(path, text)
+    except OSError as error:
+        raise XTransplantError(
+            f"output={path}: cannot be written ({error.strerror}). Give a file in a folder of yours."
+        ) from error
+    runs = [f"{len(each)} of {name}" for name, each in _counted(found).items() if each]
+    log.info("%s; %.1f MB", ", ".join(runs), len(text.encode()) / 1e6)
+    print(path)
+
+
+def _counted(found: Found) -> dict[str, Sequence[Any]]:
+    return {
+        "evaluate": found.evaluated,
+        "grid": found.grids,
+        "sft": found.trained,
+        "select": list(found.selections),
+        "strategies": found.strategies,
+    }
+
+
+def _read_strategies(path: Path) -> list[Any]:
+    try:
+        tables_read = json.loads(path.read_text(encoding="utf-8"))
+        if not all({"grid", "rows"} <= each.keys() for each in tables_read):
+            raise ValueError("no table of strategies")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise XTransplantError(f"{path} cannot be read: {error}. Write it anew with xtransplant strategies.") from error
+    return list(tables_read)
 
 
 def _load(places: Sequence[str], key: str, controls: bool = True) -> tuple[list[Grid], list[str]]:

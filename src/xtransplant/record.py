@@ -137,10 +137,18 @@ def load_run(folder: Path) -> Run | None:
         for name, expected in manifest["files"].items():
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
                 raise Damaged(f"{folder / name} was changed after its run. The run's command computes it anew.")
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        # A training has none.
+        has_results = "results.json" in manifest["files"]
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8")) if has_results else {}
     except (OSError, ValueError, KeyError) as error:
         raise Damaged(f"{folder} is damaged: {error}. The run's command computes it anew.") from error
     return Run(folder, manifest, results)
+
+
+def find_all(places: Iterable[str]) -> list[Run]:
+    """Every finished run of any job in or below the given folders, which may be patterns with * and ?, by its path."""
+    manifests = {path for place in places for folder in folders(place) for path in folder.rglob(MANIFEST)}
+    return [run for path in sorted(manifests) if (run := load_run(path.parent)) is not None]
 
 
 def find_runs(places: Iterable[str], job: str = "evaluate", key: str = "runs") -> list[Run]:
