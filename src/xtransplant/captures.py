@@ -74,6 +74,8 @@ class Captures:
         self.decoder = decoder
         self.control, self.seed = control, seed
         self.computed = 0  # prompts that had to be run
+        # What the vectors that were asked for take to compute, whoever did: so it does not depend on other runs.
+        self.work = engine.Work()
         # Where what was prepared is, and in which row.
         self._found: dict[tuple[Prompt, Component, Site], tuple[Path | Bank, int]] = {}
         # Everything that a vector, or an answer, of this model depends on beside the prompt.
@@ -92,6 +94,8 @@ class Captures:
                 vectors = self._capture(prompts, wanted, site)
                 bank = self._keep(name, {each: vectors[each].transpose(0, 1).contiguous().cpu() for each in wanted})
             for row, prompt in enumerate(prompts):
+                if (prompt, wanted[0], site) not in self._found:
+                    self.work += self.decoder.work_of(len(prompt))
                 for component in wanted:
                     self._found[prompt, component, site] = bank, row
 
@@ -129,6 +133,7 @@ class Captures:
             }
         else:
             found = self._capture(prompts, components, site, chosen, positions)
+            self.work += self.decoder.work_of(sum(map(len, prompts)))
         counts = [len(source) for source in sources]
         placed = {component: _means(vectors, counts).to(self.decoder.device) for component, vectors in found.items()}
         if self.control is not Control.noise:
@@ -152,7 +157,8 @@ class Captures:
                 if stop > start and longest * (stop + 1 - start) > _TOKENS_AT_ONCE:
                     break
                 stop += 1
-            parts.append(engine.capture(self.decoder, prompts[start:stop], components, site, layers, positions))
+            with self.decoder.unmetered():
+                parts.append(engine.capture(self.decoder, prompts[start:stop], components, site, layers, positions))
             start = stop
         self.computed += len(prompts)
         return {component: torch.cat([part[component] for part in parts], 1) for component in components}

@@ -34,8 +34,8 @@ from xtransplant.config import (
     ModelJob,
     PromptLanguages,
     ReportConfig,
+    RunReader,
     SelectConfig,
-    SummarizeConfig,
     TaskConfig,
     TaskJob,
     TrackingBackend,
@@ -251,7 +251,7 @@ def validate(config: JobConfig, num_layers: int | None = None, unclear: Collecti
         faults += _grid_faults(config, num_layers, unclear)
     if isinstance(config, GridReader):
         faults += _reader_faults(config, unclear)
-    if isinstance(config, SummarizeConfig | ReportConfig) and "runs" not in unclear:
+    if isinstance(config, RunReader) and "runs" not in unclear:
         faults += [
             f"runs: {shown(pattern)} matches no folder. Give folders of runs, e.g. runs=[outputs/evaluate/*]."
             for pattern in listed(config.runs)
@@ -261,11 +261,10 @@ def validate(config: JobConfig, num_layers: int | None = None, unclear: Collecti
     if isinstance(config, ReportConfig):
         faults += _wrong_values(config, {"seed": (config.seed >= 0, "0 or more")}, unclear)
         faults += _output_faults(config.output_dir) if config.output is None and config.output_dir.strip() else []
-    given = config.output if isinstance(config, SummarizeConfig | ReportConfig) else None
-    if isinstance(config, SummarizeConfig | ReportConfig) and given and not _is_unclear("output", unclear):
-        path = Path(given).expanduser()
+    if isinstance(config, RunReader) and config.output is not None and not _is_unclear("output", unclear):
+        path = Path(config.output).expanduser()
         if path.is_dir():
-            example = path / ("summary.txt" if isinstance(config, SummarizeConfig) else "report.html")
+            example = path / ("report.html" if isinstance(config, ReportConfig) else "summary.txt")
             faults.append(f"output={config.output}: a folder. Give a file, e.g. output={example}.")
         elif path.exists() and not config.overwrite:
             faults.append(f"output={config.output}: there is one. Give another, or replace it with overwrite=true.")

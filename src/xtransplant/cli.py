@@ -26,6 +26,7 @@ from xtransplant.checks import (
 from xtransplant.config import (
     JOBS,
     AnalyzeConfig,
+    CompareConfig,
     DoctorConfig,
     EvaluateConfig,
     GridConfig,
@@ -275,6 +276,8 @@ def run(config: JobConfig, shown: bool = True) -> Path | None:
         grid_jobs.report(config)
     elif isinstance(config, DoctorConfig):
         jobs.doctor(config)
+    elif isinstance(config, CompareConfig):
+        jobs.compare(config)
     else:
         jobs.summarize(config)
     return None

@@ -1,32 +1,61 @@
 """Conditions against each other: is a difference more than chance, how large is it, and what does it cost?
 
-A group is what is compared: one model, task family, half and metric. Its conditions are the untouched model (vanilla),
-both prompts in one (PIM), transplants, strategies, fine-tuned models, both together, and what an oracle over a grid
-reaches, with its control. All are scored on the same documents, or refused.
+A group is what is compared: one model, task family, half of the documents and metric. Its conditions are the untouched
+model (vanilla), both prompts in one (PIM), transplants, strategies, fine-tuned models, both together, and what an
+oracle over a grid reaches, with its control. All are scored on the same documents, or refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from xtransplant import comparison, grid, record, stats
+from xtransplant.grid import Grid
+from xtransplant.overview import MACRO, MICRO, VANILLA, Document, flat, natural, parts, written
 from xtransplant.record import Run
+from xtransplant.types import XTransplantError
+
+log = logging.getLogger(__name__)
 
 # Kinds of conditions, in the order in which they are shown. An oracle reads the labels: it has no p.
 KINDS = ("vanilla", "pim", "transplant", "strategy", "sft", "sft+transplant", "upper_bound", "chance")
 ORACLES = ("upper_bound", "chance")
-MICRO, MACRO = "micro", "macro"
+LEVEL = 0.05
+# Sign flips: the smallest p is 1 over one more.
+_FLIPS = 10_000
+# Bytes of resampled means that are held at once.
+_RESAMPLED = 2**28
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cost:
-    """What was computed. None: not recorded, by a run of an earlier version."""
+    """What was computed. None: not known, e.g. not recorded by an earlier version."""
 
     seconds: float | None = None
     tokens: int | None = None
     flops: float | None = None
+
+    def __add__(self, other: Cost) -> Cost:
+        """What both take; not known where one is not."""
+        pairs = [(getattr(self, name), getattr(other, name)) for name in ("seconds", "tokens", "flops")]
+        return Cost(*(None if None in pair else sum(pair) for pair in pairs))
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> Cost:
+        return cls(**(manifest.get("cost") or {}))
+
+
+NOTHING = Cost(0.0, 0, 0.0)
 
 
 @dataclass
@@ -41,18 +70,21 @@ class Result:
         against: the condition that it is compared with; None: it is the baseline, nothing is compared.
         score, vanilla, baseline: of the condition, of the untouched base model and of `against`, on the same documents.
         difference: score less baseline; below 0 is better where the metric is one of errors.
-        low, high: 95 %, a paired bootstrap over documents, which are drawn with their translations.
+        low, high: 95 %, a paired bootstrap over documents, which are drawn with their translations. Where the scores
+            are 0 and 1 and no document differs, Tango's interval.
         wins, losses: documents that are better and worse than with `against`.
         p, test: two-sided, this comparison alone. Never of an oracle.
         p_holm: p corrected (Holm) for the language pairs of the condition; None where pooled, which is one test.
-        effect, effect_name: Cohen's h for scores of 0 and 1, else the standardised mean difference of the pairs, d_z.
+        effect, effect_name: Cohen's h for scores of 0 and 1, else d_z, the mean difference over the differences'
+            standard deviation. Signed as `difference`.
         odds_ratio: wins over losses; None without a loss.
         minimum_detectable: the least difference that as many documents would show with 80 % power.
-        could_be_chance: nothing speaks against that; None where nothing is compared.
-        training: of an SFT condition its training, of a strategy the grids that it was chosen on; all 0 if there is none.
-        price_flops, price_seconds: what a point gained (0.01 of a score between 0 and 1) costs beyond `against`, with the
-            training; None without a gain.
-        chance: of an upper bound what as many guesses would reach.
+        could_be_chance: nothing here speaks against that; None where nothing is compared.
+        cost: of the condition on these documents.
+        training: what it took before it: the training of an SFT condition, the grids that a strategy was chosen on.
+        price_seconds, price_flops: what a point gained costs beyond `against`, with what was taken before; None without
+            a gain. A point is 0.01 where scores lie between 0 and 1, else 1.
+        chance: of an upper bound and its control what as many guesses would reach.
         note: what is to be known of it, in a sentence; may be empty.
     """
 
@@ -81,8 +113,8 @@ class Result:
     could_be_chance: bool | None = None
     cost: Cost = field(default_factory=Cost)
     training: Cost = field(default_factory=Cost)
-    price_flops: float | None = None
     price_seconds: float | None = None
+    price_flops: float | None = None
     chance: float | None = None
     note: str = ""
     folder: Path | None = None
@@ -90,7 +122,7 @@ class Result:
 
 @dataclass
 class Group:
-    """What may be compared; `results` by language pair, then pooled, in the order of KINDS."""
+    """What may be compared; `results` against vanilla first: by language pair, then pooled, in the order of KINDS."""
 
     model: str
     task: str
@@ -119,6 +151,724 @@ class Comparison:
         return lines
 
 
-def compare(runs: Sequence[Run], grids: Sequence[Run] = (), trainings: Sequence[Run] = ()) -> Comparison:
-    """Runs of `evaluate`, of `grid` and of `sft` beside each other."""
-    raise NotImplementedError
+def compare(
+    runs: Sequence[Run], grids: Sequence[Run] = (), trainings: Sequence[Run] = (), against: str | None = None
+) -> Comparison:
+    """Every condition against vanilla of the same base model, on the same documents.
+
+    Args:
+        runs: of `evaluate`. Their samples are read.
+        grids: of `grid`, controls among them: upper bounds, and what strategies were chosen on.
+        trainings: of `sft`; those that a model's or an adapter's folder holds are found by themselves.
+        against: a condition, or a kind that one condition of a group has: all are compared with it too.
+
+    Raises:
+        XTransplantError: runs of one model, task, half and language pair that differ in the task's version, its
+            documents or its prompts; no group has the condition `against`; a file cannot be read.
+    """
+    known = _Known(grids, trainings)
+    entries = [entry for run in sorted(runs, key=lambda run: str(run.folder)) for entry in _evaluated(run, known)]
+    entries += _bounds(grids, entries)
+    groups: dict[tuple[str, ...], list[_Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.group, []).append(entry)
+    faults = [fault for _, members in sorted(groups.items()) for fault in _unlike(members)]
+    if faults:
+        more = f" ({len(faults) - 5} more such differences.)" if len(faults) > 5 else ""
+        raise XTransplantError(
+            "\n".join(["runs: they cannot be compared.", *(f"  - {each}" for each in faults[:5])]) + more
+        )
+    tables = {key: _Table(members) for key, members in sorted(groups.items())}
+    _refuse_unknown(against, tables.values())
+    found = [_group(table, against) for table in tables.values()]
+    _tell_apart(found, list(tables))
+    return Comparison(found)
+
+
+# --- What a run says -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Entry:
+    """A condition on one language pair."""
+
+    run: Run
+    group: tuple[str, ...]  # base model's files and dtype, task family, half, metric
+    model: str
+    pair: str
+    kind: str
+    name: str
+    treatment: str  # what was done to the model: digest
+    higher_is_better: bool
+    score: float
+    documents: int
+    scores: Mapping[Document, float] | None
+    cost: Cost
+    before: Mapping[str, Cost]  # what it took before: trainings and grids, each once
+    chance: float | None = None
+    beyond_chance: bool = False  # of an upper bound: its controls reach less
+    note: str = ""
+    plain_sources: bool = True  # source prompts are the pair's own
+
+    @property
+    def is_pim(self) -> bool:
+        return bool(self.run.results["config"]["model_args"].get("prompt") == "both")
+
+
+class _Known:
+    """Trainings and grids, to be found by what they made."""
+
+    def __init__(self, grids: Sequence[Run], trainings: Sequence[Run]) -> None:
+        self._grids = {str(run.manifest.get("grid_sha256")): run.manifest for run in grids}
+        self._trainings = list(trainings)
+        self._read: dict[Path, Run | None] = {}
+
+    def training(self, model: Mapping[str, Any]) -> Run | None:
+        """Of a model's provenance: the training whose weights, or adapter, it has."""
+        made = model.get("adapter") or model
+        weights = {name: each for name, each in (made.get("files") or {}).items() if name.endswith(".safetensors")}
+        if not weights:
+            return None
+        folder = Path(str(made.get("path"))).expanduser()
+        if folder not in self._read:
+            self._read[folder] = self._at(folder)
+        at_hand = [*self._trainings, *(run for run in [self._read[folder]] if run is not None)]
+        return next((run for run in at_hand if weights.items() <= run.manifest["files"].items()), None)
+
+    def _at(self, folder: Path) -> Run | None:
+        try:
+            manifest = json.loads((folder / record.MANIFEST).read_text(encoding="utf-8"))
+            return Run(folder, manifest, {}) if manifest["job"] == "sft" and "files" in manifest else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def grid_cost(self, facts: Mapping[str, Any]) -> Cost:
+        """Of a grid that a selection names: where it is given, or still lies where it was."""
+        sha, folder = str(facts.get("grid_sha256")), facts.get("folder")
+        if sha not in self._grids:
+            found: dict[str, Any] = {}
+            if folder is not None:
+                with suppress(OSError, ValueError):
+                    found = json.loads((Path(folder) / record.MANIFEST).read_text(encoding="utf-8"))
+            self._grids[sha] = found if found.get("grid_sha256") == sha else {}
+        return Cost.of(self._grids[sha])
+
+
+def _evaluated(run: Run, known: _Known) -> Iterator[_Entry]:
+    facts, args = run.manifest, run.results["config"]["model_args"]
+    model = facts.get("model") or {}
+    training = known.training(model)
+    base = model if training is None or model.get("adapter") else training.manifest["model"]
+    tuned = training is not None or bool(model.get("adapter"))
+    label = str(facts["model_name"] if training is None else training.manifest.get("model_name", facts["model_name"]))
+    selection = args.get("selection")
+    transplant = args.get("transplant") or {}
+    moved = selection is not None or bool(transplant)
+    both = args.get("prompt") == "both"
+    if tuned:
+        kind = "sft+transplant" if moved else "sft"
+    else:
+        kind = ("strategy" if selection is not None else "transplant") if moved else "pim" if both else VANILLA
+    name = str(facts["condition"])
+    before: dict[str, Cost] = {}
+    if tuned:
+        own = _trained_as(training, model)
+        name = own if name == VANILLA else f"{own} + {name}"
+        made = (model.get("adapter") or model)["files"]
+        before[f"training {_canonical(made)}"] = Cost() if training is None else Cost.of(training.manifest)
+    for each in selection["grids"] if selection is not None else []:
+        before[f"grid {each.get('grid_sha256') or each.get('source')}"] = known.grid_cost(each)
+    how = transplant if selection is None else {**selection["grids"][0].get("intervention", {}), **transplant}
+    for part in parts(run):
+        yield _Entry(
+            run=run,
+            group=(
+                _canonical([base.get("files"), model.get("dtype")]),
+                facts["task_name"],
+                facts["split"],
+                part.block[3],
+            ),
+            model=label,
+            pair=part.pair,
+            kind=kind,
+            name=name,
+            treatment=_canonical([part.treatment, model.get("files"), (model.get("adapter") or {}).get("files")]),
+            higher_is_better=part.higher_is_better,
+            score=part.cell.score,
+            documents=part.cell.documents,
+            scores=part.scores,
+            cost=Cost.of(facts),
+            before=before,
+            plain_sources=how.get("control", "none") in ("none", "zero") and not how.get("mean_over"),
+        )
+
+
+def _trained_as(training: Run | None, model: Mapping[str, Any]) -> str:
+    """A fine-tuned model, in a few words."""
+    if training is None:
+        return f"SFT ({Path(str(model['adapter']['path'])).name})"
+    facts = training.manifest
+    languages = facts.get("languages") or []
+    words = [facts.get("method"), facts.get("data"), languages if isinstance(languages, str) else "+".join(languages)]
+    named = [re.sub(r"\s+", " ", str(word)) for word in words if isinstance(word, str | int) and str(word)]
+    return f"SFT ({', '.join(named) or training.folder.name})"
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+# --- What a grid says ------------------------------------------------------------------------------------------------
+
+
+def _bounds(runs: Sequence[Run], evaluated: Sequence[_Entry]) -> Iterator[_Entry]:
+    """Of each grid its upper bound, of each control that of the control; vanilla where no run of `evaluate` has it."""
+    loaded = [(run, Grid.load(run.folder / "grid.npz")) for run in runs]
+    real = [(run, made) for run, made in loaded if made.meta["control"] is None]
+    controls = [(run, made) for run, made in loaded if made.meta["control"] is not None]
+    beside: dict[str, list[dict[str, Any]]] = {}
+    control_entries = []
+    for run, made in controls:
+        fits = [each for _, each in real if grid.no_counterpart(made, each) is None]
+        if not fits:
+            log.warning("%s: a control without its grid among the runs; it is left out.", run.folder)
+            continue
+        row, reached = comparison.control_row(made, fits[0])
+        beside.setdefault(fits[0].sha256, []).append(row)
+        note = f"the real vectors reach {row['reference']:.3f} in the same {row['number']} cells"
+        entry = _of_grid(run, made, "chance", row["name"], reached)
+        control_entries.append(replace(entry, chance=row["chance"], note=note))
+    there = {(entry.group, entry.pair) for entry in evaluated if entry.kind == VANILLA}
+    for run, made in real:
+        vanilla = _of_grid(run, made, VANILLA, VANILLA, made.vanilla[0].astype(np.float64))
+        if (vanilla.group, vanilla.pair) not in there:
+            there.add((vanilla.group, vanilla.pair))
+            # What the untouched model alone costs, a grid does not say.
+            yield replace(vanilla, cost=Cost())
+        order = grid.ranked(made)
+        if not len(order):
+            log.warning("%s: no cell was seen on all documents; it has no upper bound.", run.folder)
+            continue
+        entry = _of_grid(run, made, "upper_bound", "upper bound", grid.union(made, order))
+        rows = beside.get(made.sha256, [])
+        found = [
+            f"{row['name'].rpartition(' ')[2]} {row['score']:.3f}, less by {row['above']:.3f} "
+            f"({row['above_low']:+.3f} to {row['above_high']:+.3f}) in {row['number']} cells"
+            for row in rows
+        ]
+        note = f"controls reach: {'; '.join(found)}" if rows else "no control grid says how much of it is chance"
+        yield replace(
+            entry,
+            chance=grid.chance(made, len(order)),
+            beyond_chance=bool(rows) and all(row["above_low"] > 0 for row in rows),
+            note=f"the best of {len(order)} cells for each document; {note}",
+        )
+    yield from control_entries
+
+
+def _of_grid(run: Run, made: Grid, kind: str, name: str, values: np.ndarray) -> _Entry:
+    facts = run.manifest
+    model = facts.get("model") or {}
+    metric, _, filtered = made.metric.partition(",")
+    documents = [(task, key) for task, _, key in (each.partition("/") for each in made.documents)]
+    components = "+".join(dict.fromkeys(cell.component.value for cell in made.cells))
+    if kind != VANILLA:
+        some = made.meta.get("pairs", "all")
+        name += f" ({components}{'' if some == 'all' else f', {some}' if isinstance(some, str) else ', some pairs'})"
+    return _Entry(
+        run=run,
+        group=(
+            _canonical([model.get("files"), model.get("dtype")]),
+            facts["task_name"],
+            facts["split"],
+            f"{metric} ({filtered})" if filtered else metric,
+        ),
+        model=str(facts["model_name"]),
+        pair=facts["language_pair"],
+        kind=kind,
+        name=name,
+        treatment=_canonical([kind, made.sha256]),
+        higher_is_better=made.sign > 0,
+        score=float(values.mean()),
+        documents=len(documents),
+        scores=dict(zip(documents, values.tolist(), strict=True)),
+        cost=Cost.of(facts),
+        before={},
+        plain_sources=not facts.get("control") and not (facts.get("intervention") or {}).get("mean_over"),
+    )
+
+
+# --- What may be compared --------------------------------------------------------------------------------------------
+
+
+def _unlike(entries: Sequence[_Entry]) -> list[str]:
+    """What the runs of one group differ in that must be the same, a sentence each."""
+    faults: list[str] = []
+    for pair in dict.fromkeys(entry.pair for entry in entries):
+        # A control may have some of its grid's documents.
+        same = [entry for entry in entries if entry.pair == pair and entry.kind != "chance"]
+        first = min(same, key=lambda entry: KINDS.index(entry.kind), default=None)
+        for entry in same:
+            if first is not None and entry.run is not first.run:
+                faults += _differences(entry, first)
+    return list(dict.fromkeys(faults))
+
+
+def _differences(entry: _Entry, first: _Entry) -> Iterator[str]:
+    here, there = entry.run.manifest["tasks"], first.run.manifest["tasks"]
+    if here.keys() != there.keys():
+        names = [", ".join(sorted(each)) for each in (here, there)]
+        yield f"tasks: {names[0]} in {entry.run.folder}, {names[1]} in {first.run.folder}."
+        return
+    for task, mine in here.items():
+        other = there[task]
+
+        def said(what: str, one: Any, two: Any, do: str, task: str = task) -> str:
+            return f"{what} of {task}: {one} in {entry.run.folder}, {two} in {first.run.folder}. {do}"
+
+        if mine.get("version") != other.get("version"):
+            yield said("version", mine.get("version"), other.get("version"), "Compute one of them anew.")
+        one, two = ({key: facts.get(key) for key in ("keys_sha256", "docs_sha256")} for facts in (mine, other))
+        if mine["documents"] != other["documents"]:
+            do = "Compare runs of one limit and split."
+            yield said("documents", mine["documents"], other["documents"], do)
+            continue
+        if one != two:
+            digests = (_short(one), _short(two))
+            yield said("documents", f"{mine['documents']} ({digests[0]})", f"others ({digests[1]})", "Other data?")
+            continue
+        asked = (mine.get("prompts_sha256") or {}, other.get("prompts_sha256") or {})
+        sides = [] if entry.is_pim or first.is_pim else ["target"]
+        sides += ["source"] if sides and entry.plain_sources and first.plain_sources else []
+        differing = [side for side in sides if asked[0].get(side) != asked[1].get(side)]
+        if differing or mine.get("questions_sha256") != other.get("questions_sha256"):
+            yield said("prompts", *_settings(entry.run, first.run, asked), "Compare runs with the same prompts.")
+
+
+def _settings(run: Run, other: Run, asked: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """What makes two runs' prompts differ: the settings of their tasks, or their digests."""
+    given = [
+        {
+            key: value
+            for key, value in flat(each.results["config"]["model_args"]).items()
+            if key.startswith(("task.", "seed"))
+        }
+        for each in (run, other)
+    ]
+    names = sorted(name for name in {*given[0], *given[1]} if given[0].get(name) != given[1].get(name))
+    if not names:
+        return _short(asked[0]), _short(asked[1])
+    one, two = (", ".join(f"{name}={each.get(name, 'null')}" for name in names) for each in given)
+    return one, two
+
+
+def _short(value: Any) -> str:
+    digests = re.findall(r"[0-9a-f]{16,}", _canonical(value))
+    return " ".join(digest[:8] for digest in digests) or "no digest"
+
+
+# --- Conditions side by side -----------------------------------------------------------------------------------------
+
+
+class _Table:
+    """Conditions by name and language pair."""
+
+    def __init__(self, entries: Sequence[_Entry]) -> None:
+        self.entries = entries
+        self.cells: dict[tuple[str, str], _Entry] = {}
+        for pair in sorted(dict.fromkeys(entry.pair for entry in entries), key=natural):
+            for name, entry in _named([entry for entry in entries if entry.pair == pair]).items():
+                self.cells[name, pair] = entry
+
+    @cached_property
+    def pairs(self) -> list[str]:
+        return list(dict.fromkeys(pair for _, pair in self.cells))
+
+    @cached_property
+    def conditions(self) -> list[str]:
+        kinds = {name: entry.kind for (name, _), entry in self.cells.items()}
+        return sorted(kinds, key=lambda name: (KINDS.index(kinds[name]), natural(name)))
+
+    def kind(self, name: str) -> str:
+        return next(entry.kind for (each, _), entry in self.cells.items() if each == name)
+
+    def where(self, name: str) -> list[str]:
+        """Its language pairs."""
+        return [pair for pair in self.pairs if (name, pair) in self.cells]
+
+    def meant(self, given: str) -> list[str]:
+        """The conditions of this name or, if there is none, of this kind."""
+        return [name for name in self.conditions if name == given] or [
+            name for name in self.conditions if self.kind(name) == given
+        ]
+
+
+def _named(entries: Sequence[_Entry]) -> dict[str, _Entry]:
+    """The conditions of one language pair, told apart where several have one name."""
+    treatments: dict[str, list[str]] = {}
+    for entry in entries:
+        known = treatments.setdefault(entry.name, [])
+        if entry.treatment not in known:
+            known.append(entry.treatment)
+    found: dict[str, _Entry] = {}
+    for entry in entries:
+        number = treatments[entry.name].index(entry.treatment)
+        name = entry.name if number == 0 else f"{entry.name} #{number + 1}"
+        twins = [each for each in found.values() if each.treatment == entry.treatment and each.name == entry.name]
+        if any(each.run is entry.run or written(each.run) == written(entry.run) for each in twins):
+            continue  # the same run in another folder
+        if twins:  # where it gave something else, on another device perhaps
+            name = f"{name} ({len(twins) + 1})"
+        found[name] = entry
+    return found
+
+
+def _refuse_unknown(against: str | None, given: Iterable[_Table]) -> None:
+    if against is None:
+        return
+    tables = list(given)
+    several = [each for table in tables if len(each := table.meant(against)) > 1]
+    if several:
+        raise XTransplantError(f"against={against}: several conditions are: {', '.join(several[0])}. Give one of them.")
+    if not any(table.meant(against) for table in tables):
+        names = dict.fromkeys(name for table in tables for name in table.conditions)
+        raise XTransplantError(
+            f"against={against}: no such condition. Give one of: {', '.join(names)}; or a kind that one of them is: "
+            f"{', '.join(KINDS)}."
+        )
+
+
+def _tell_apart(groups: Sequence[Group], keys: Sequence[tuple[str, ...]]) -> None:
+    """Models of one name that are not the same get their dtype, or a number."""
+    labels = [(group.model, group.task, group.split, group.metric) for group in groups]
+    for group, key, label in zip(groups, keys, labels, strict=True):
+        models = [other[0] for other, each in zip(keys, labels, strict=True) if each == label]
+        if len(models) > 1:
+            dtypes = [json.loads(model)[1] for model in models]
+            mine = json.loads(key[0])[1]
+            group.model += f" ({mine})" if dtypes.count(mine) == 1 else f" #{models.index(key[0]) + 1}"
+
+
+# --- Statistics ------------------------------------------------------------------------------------------------------
+
+
+def _group(table: _Table, against: str | None) -> Group:
+    entries = list(table.cells.values())
+    bases = [entry for entry in entries if entry.kind == VANILLA] or entries
+    first = bases[0]
+    _, task, split, metric = first.group
+    group = Group(first.model, task, split, metric, all(entry.higher_is_better for entry in entries))
+    if VANILLA not in table.conditions:
+        group.notes.append("No vanilla run of the base model: nothing to compare with.")
+    lacking = sorted({pair for pair in table.pairs if (VANILLA, pair) not in table.cells}, key=natural)
+    if lacking and VANILLA in table.conditions:
+        group.notes.append(f"No vanilla run of the base model for {', '.join(lacking)}.")
+    if any(entry.scores is None for entry in entries):
+        group.notes.append(
+            f"No intervals and no tests where {group.metric} is not the mean of a number for each document."
+        )
+    group.results = _against(table, VANILLA, group.higher_is_better)
+    if against is not None:
+        for base in table.meant(against):
+            if base != VANILLA:
+                found = _against(table, base, group.higher_is_better)
+                group.results += [each for each in found if each.against == base and each.condition != VANILLA]
+        if not table.meant(against):
+            group.notes.append(f"Nothing here is {against}.")
+    return group
+
+
+def _against(table: _Table, base: str, higher: bool) -> list[Result]:
+    """Every condition against `base`, the latter itself included."""
+    tests = _Tests(table, base)
+    single = {
+        name: [_single(table, tests, name, pair, higher) for pair in table.where(name)] for name in table.conditions
+    }
+    for results in single.values():
+        tested = [each for each in results if each.p is not None]
+        if tested:
+            corrected = stats.holm(np.array([each.p for each in tested]))
+            for each, p in zip(tested, corrected.tolist(), strict=True):
+                each.p_holm = p
+                each.could_be_chance = _could_be_chance(p, each)
+    found = [each for pair in table.pairs for results in single.values() for each in results if each.pair == pair]
+    for name in table.conditions:
+        pairs = [pair for pair in table.where(name) if (base, pair) in table.cells]
+        if len(pairs) > 1:
+            found += [
+                pooled
+                for average in (MICRO, MACRO)
+                if (pooled := _pooled(table, tests, name, pairs, average, higher)) is not None
+            ]
+    return found
+
+
+def _could_be_chance(p: float, result: Result) -> bool:
+    assert result.low is not None and result.high is not None
+    return p >= LEVEL or result.low <= 0 <= result.high
+
+
+@dataclass
+class _Paired:
+    """Scores of a condition and of the one that it is compared with, on the same documents."""
+
+    scores: np.ndarray  # [D]
+    base: np.ndarray  # [D]
+    documents: list[Document]
+
+    @property
+    def differences(self) -> np.ndarray:
+        found: np.ndarray = self.scores - self.base
+        return found
+
+    @cached_property
+    def binary(self) -> bool:
+        return bool(np.isin([self.scores, self.base], (0, 1)).all())
+
+
+class _Tests:
+    """What is computed for all conditions of a group together, for speed: resamples and sign flips.
+
+    Args:
+        base: the condition that the others are compared with.
+    """
+
+    def __init__(self, table: _Table, base: str) -> None:
+        self.base = base
+        self.paired: dict[tuple[str, str], _Paired] = {}
+        for name, pair in table.cells:
+            entry, other = table.cells[name, pair], table.cells.get((base, pair))
+            if name != base and other is not None and entry.scores is not None and other.scores is not None:
+                documents = sorted(entry.scores)
+                if not other.scores.keys() >= entry.scores.keys():
+                    continue  # an oracle's
+                values = [np.array([each.scores[one] for one in documents]) for each in (entry, other) if each.scores]
+                self.paired[name, pair] = _Paired(values[0], values[1], documents)
+        tested = [(name, pair) for name, pair in self.paired if table.kind(name) not in ORACLES]
+        self.names = list(dict.fromkeys(name for name, _ in tested))
+        self.pairs = list(dict.fromkeys(pair for _, pair in tested))
+        self._has = {name: [pair for pair in self.pairs if (name, pair) in self.paired] for name in self.names}
+        self.sizes = {
+            pair: next(len(self.paired[each].documents) for each in tested if each[1] == pair) for pair in self.pairs
+        }
+        self._tables = [
+            np.column_stack([self._column(name, pair) for name in self.names]) for pair in self.pairs
+        ]  # [D, names] for each pair; 0 where a condition is not there
+        self._units = [next(self.paired[each].documents for each in tested if each[1] == pair) for pair in self.pairs]
+
+    def _column(self, name: str, pair: str) -> np.ndarray:
+        known = self.paired.get((name, pair))
+        return np.zeros(self.sizes[pair]) if known is None else known.differences
+
+    @cached_property
+    def resampled(self) -> np.ndarray:
+        """[pairs, resamples, names] mean differences over documents drawn with their translations."""
+        resamples = 10_000
+        at_once = max(1, _RESAMPLED // (8 * resamples * len(self.pairs)))
+        found = np.empty((len(self.pairs), resamples, len(self.names)), dtype=np.float32)
+        for start in range(0, len(self.names), at_once):
+            some = slice(start, start + at_once)
+            found[..., some] = stats.resampled_means([each[:, some] for each in self._tables], self._units, resamples)
+        return found
+
+    def drawn(self, name: str, weights: Mapping[str, float]) -> np.ndarray:
+        """[resamples] of the weighted mean difference over some language pairs."""
+        column = self.names.index(name)
+        found: np.ndarray = sum(
+            weight * self.resampled[self.pairs.index(pair), :, column].astype(np.float64)
+            for pair, weight in weights.items()
+        )  # type: ignore[assignment]
+        return found
+
+    def weights(self, name: str, average: str) -> dict[str, float]:
+        """Of the language pairs of a condition."""
+        pairs = self._has[name]
+        total = sum(self.sizes[pair] for pair in pairs)
+        return {pair: self.sizes[pair] / total if average == MICRO else 1 / len(pairs) for pair in pairs}
+
+    @cached_property
+    def single_p(self) -> dict[tuple[str, str], float]:
+        """Sign flips of each language pair alone."""
+        found: dict[tuple[str, str], float] = {}
+        for pair, table in zip(self.pairs, self._tables, strict=True):
+            p = stats.sign_flip_max_t(table, _FLIPS).p
+            found |= {(name, pair): float(each) for name, each in zip(self.names, p, strict=True)}
+        return found
+
+    @cached_property
+    def pooled_p(self) -> dict[tuple[str, str], float]:
+        """Sign flips of questions: one has the same sign in all languages."""
+        units = {unit: n for n, unit in enumerate(dict.fromkeys(unit for some in self._units for unit in some))}
+        keys = [(name, average) for name in self.names for average in (MICRO, MACRO)]
+        sums = np.zeros((len(units), len(keys)))
+        for pair, table, names in zip(self.pairs, self._tables, self._units, strict=True):
+            rows = [units[unit] for unit in names]
+            weights = [self.weights(name, average).get(pair, 0.0) for name, average in keys]
+            sums[rows] += np.repeat(table, 2, axis=1) * weights / self.sizes[pair]
+        return dict(zip(keys, stats.sign_flip_max_t(sums, _FLIPS).p.tolist(), strict=True))
+
+
+def _single(table: _Table, tests: _Tests, name: str, pair: str, higher: bool) -> Result:
+    entry, base, vanilla = (table.cells.get((each, pair)) for each in (name, tests.base, VANILLA))
+    assert entry is not None
+    result = Result(
+        *(entry.kind, name, pair, entry.documents, entry.score),
+        cost=entry.cost,
+        training=_total(entry.before),
+        chance=entry.chance,
+        note=entry.note,
+        folder=entry.run.folder,
+        vanilla=_on_the_same(vanilla, entry),
+    )
+    if base is None or name == tests.base:
+        return result
+    result.against = tests.base
+    result.baseline = _on_the_same(base, entry)
+    if result.baseline is None:
+        return result
+    result.difference = entry.score - result.baseline
+    known = tests.paired.get((name, pair))
+    if known is not None:
+        _count(result, known, higher)
+    if entry.kind in ORACLES:
+        result.could_be_chance = not entry.beyond_chance
+    elif known is None:
+        result.could_be_chance = True
+        result.note = "no interval: the metric is no mean over documents"
+    else:
+        drawn = tests.drawn(name, {pair: 1.0})
+        result.low, result.high = _interval(drawn, known)
+        _effect(result, [known], 1.0)
+        if known.binary:
+            result.p, result.test = stats.mcnemar(known.scores, known.base), "McNemar's exact test"
+            discordance = float((known.differences != 0).mean())
+            result.minimum_detectable = stats.detectable(entry.documents, discordance)
+        else:
+            result.p, result.test = tests.single_p[name, pair], "sign flips"
+            result.minimum_detectable = _by_error(known.differences.std(ddof=1) / len(known.scores) ** 0.5)
+    _price(result, base.cost + _total(base.before), higher)
+    return result
+
+
+def _pooled(table: _Table, tests: _Tests, name: str, pairs: list[str], average: str, higher: bool) -> Result | None:
+    """A condition over several language pairs. None: what is no mean over documents has none over all of them."""
+    entries, bases = ([table.cells[each, pair] for pair in pairs] for each in (name, tests.base))
+    vanilla = [table.cells.get((VANILLA, pair)) for pair in pairs]
+    known = [tests.paired.get((name, pair)) for pair in pairs]
+    whole = [each for each in known if each is not None]
+    if len(whole) < len(pairs) and average == MICRO and name != tests.base:
+        return None
+    if any(entry.scores is None for entry in entries) and average == MICRO:
+        return None
+    counts = np.array([entry.documents for entry in entries], dtype=float)
+    weights = counts / counts.sum() if average == MICRO else np.full(len(pairs), 1 / len(pairs))
+    before = {key: cost for entry in entries for key, cost in entry.before.items()}
+
+    def mean(scores: Sequence[float | None]) -> float | None:
+        return None if None in scores else float(weights @ np.array(scores, dtype=float))
+
+    score = mean([entry.score for entry in entries])
+    assert score is not None
+    result = Result(
+        *(entries[0].kind, name, None, int(counts.sum()), score),
+        pooled=average,
+        pairs=len(pairs),
+        vanilla=mean([_on_the_same(each, entry) for each, entry in zip(vanilla, entries, strict=True)]),
+        cost=sum((entry.cost for entry in entries), NOTHING),
+        training=_total(before),
+        chance=mean([entry.chance for entry in entries]),
+    )
+    missing = [pair for pair in table.pairs if pair not in pairs]
+    if missing:
+        result.note = f"over {len(pairs)} of {len(table.pairs)} language pairs, without {', '.join(missing)}"
+    if name == tests.base:
+        return result
+    result.against = tests.base
+    result.baseline = mean([_on_the_same(each, entry) for each, entry in zip(bases, entries, strict=True)])
+    if result.baseline is None:
+        return result
+    result.difference = score - result.baseline
+    if len(whole) == len(pairs):
+        for each in whole:
+            _count(result, each, higher)
+    if result.kind in ORACLES:
+        result.could_be_chance = not all(entry.beyond_chance for entry in entries)
+    elif len(whole) < len(pairs):
+        result.could_be_chance = True
+    else:
+        drawn = tests.drawn(name, dict(zip(pairs, weights.tolist(), strict=True)))
+        result.low, result.high = (float(edge) for edge in np.quantile(drawn, [0.025, 0.975]))
+        result.p, result.test = tests.pooled_p[name, average], "sign flips of questions"
+        _effect(result, whole, weights)
+        result.minimum_detectable = _by_error(float(drawn.std(ddof=1)))
+        result.could_be_chance = _could_be_chance(result.p, result)
+    total = sum((entry.cost for entry in bases), NOTHING)
+    _price(result, total + _total({key: cost for entry in bases for key, cost in entry.before.items()}), higher)
+    return result
+
+
+def _on_the_same(other: _Entry | None, entry: _Entry) -> float | None:
+    """Another condition's score, on the documents of this one; None if it has not all of them."""
+    if other is None:
+        return None
+    if other.documents == entry.documents or entry.scores is None or other.scores is None:
+        return other.score
+    values = [other.scores.get(document) for document in entry.scores]
+    return None if None in values else float(np.mean(np.array(values, dtype=float)))
+
+
+def _interval(drawn: np.ndarray, known: _Paired) -> tuple[float, float]:
+    if known.binary and not known.differences.any():
+        # A bootstrap of nothing but zeros says that nothing else is possible.
+        return stats.paired_interval(known.scores, known.base)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _count(result: Result, known: _Paired, higher: bool) -> None:
+    better = known.differences if higher else -known.differences
+    result.wins = (result.wins or 0) + int((better > 0).sum())
+    result.losses = (result.losses or 0) + int((better < 0).sum())
+
+
+def _effect(result: Result, known: Sequence[_Paired], weights: Any) -> None:
+    assert result.baseline is not None and result.difference is not None
+    if all(each.binary for each in known):
+        result.effect, result.effect_name = stats.cohens_h(_share(result.score), _share(result.baseline)), "Cohen's h"
+        result.odds_ratio = result.wins / result.losses if result.losses and result.wins is not None else None
+        return
+    # Within language pairs: that some are easier is no noise of the difference.
+    variances = [each.differences.var(ddof=1) if len(each.differences) > 1 else 0.0 for each in known]
+    spread = float(np.sum(np.array(variances) * weights)) ** 0.5
+    result.effect_name = "d_z"
+    result.effect = result.difference / spread if spread > 0 else None
+
+
+def _share(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def _by_error(error: float) -> float | None:
+    """None where no document differs: nothing is known of how much they would."""
+    return stats.detectable_mean(float(error)) if error > 0 else None
+
+
+def _total(costs: Mapping[str, Cost]) -> Cost:
+    return sum(costs.values(), NOTHING)
+
+
+def _price(result: Result, base: Cost, higher: bool) -> None:
+    """What a point gained costs more than the baseline did."""
+    assert result.difference is not None and result.baseline is not None
+    gain = result.difference if higher else -result.difference
+    if gain <= 1e-12 or result.kind in ORACLES:
+        return
+    share = min(result.score, result.baseline) >= 0 and max(result.score, result.baseline) <= 1
+    points = gain / (0.01 if share else 1.0)
+    mine = result.cost + result.training
+
+    def price(of: Callable[[Cost], float | None]) -> float | None:
+        one, other = of(mine), of(base)
+        return None if one is None or other is None else (one - other) / points
+
+    result.price_seconds, result.price_flops = price(lambda cost: cost.seconds), price(lambda cost: cost.flops)

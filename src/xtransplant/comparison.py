@@ -181,17 +181,31 @@ def _control_rows(controls: Sequence[Grid], sample: Grid, unseen: Grid, seed: in
         if not fits:
             why = "; ".join(dict.fromkeys(f"{name}: {reason}" for name, reason in reasons.items()))
             raise XTransplantError(f"{name_of(control)}, control {kind}: no grid to compare it with. {why}.")
-        real, cells = same_cells(control, fits[0])
-        columns = {grid.sha256: grid.columns(cells) for grid in (control, real)}
-        reached, reference = (union(grid, columns[grid.sha256]) for grid in (control, real))
-        means = [float(grid.scores[0][:, columns[grid.sha256]].mean(dtype=np.float64)) for grid in (control, real)]
-        name = f"upper bound, control {kind}"
+        row, _ = control_row(control, fits[0], seed)
         if kinds.count(kind) > 1:
-            name += f" ({', '.join([*dict.fromkeys(cell.component.value for cell in cells), control.meta['split']])})"
-        rows.append(
-            _row(name, "control", reached, control.vanilla[0].astype(np.float64), control.sign, seed)
-            | {"number": len(cells), "chance": chance(control, len(cells)), "reference": float(reference.mean())}
-            | {"cell_mean": means[0], "reference_cell_mean": means[1], "split": control.meta["split"]}
-            | _compared(reference, reached, control.sign, seed, ("above", "above_low", "above_high", "above_p"))
-        )
+            row["name"] += f" ({', '.join([*row['components'], control.meta['split']])})"
+        del row["components"]
+        rows.append(row)
     return rows
+
+
+def control_row(control: Grid, grid: Grid, seed: int = 0) -> tuple[dict[str, Any], np.ndarray]:
+    """A control's row of `strategy_table`, beside a grid of the same setting, with the `components` of their common
+    cells; and [D] what its upper bound over these reaches, in the control's documents.
+
+    Raises:
+        XTransplantError: they cannot be compared, or have no cell in common.
+    """
+    real, cells = same_cells(control, grid)
+    columns = {each.sha256: each.columns(cells) for each in (control, real)}
+    reached, reference = (union(each, columns[each.sha256]) for each in (control, real))
+    means = [float(each.scores[0][:, columns[each.sha256]].mean(dtype=np.float64)) for each in (control, real)]
+    name = f"upper bound, control {control.meta['control']}"
+    row = (
+        _row(name, "control", reached, control.vanilla[0].astype(np.float64), control.sign, seed)
+        | {"number": len(cells), "chance": chance(control, len(cells)), "reference": float(reference.mean())}
+        | {"cell_mean": means[0], "reference_cell_mean": means[1], "split": control.meta["split"]}
+        | _compared(reference, reached, control.sign, seed, ("above", "above_low", "above_high", "above_p"))
+        | {"components": list(dict.fromkeys(cell.component.value for cell in cells))}
+    )
+    return row, reached

@@ -397,6 +397,26 @@ class SummarizeConfig:
 
 
 @dataclass
+class CompareConfig:
+    """conditions against vanilla: intervals, tests, effect sizes, what could be chance, and what each costs"""
+
+    runs: Any = field(
+        default_factory=lambda: ["outputs/evaluate"],
+        metadata={
+            "help": "folders of runs of evaluate, grid and sft, or of a sweep; patterns with * are expanded",
+            "type": "folder or [folder, …]",
+        },
+    )
+    against: str | None = field(
+        default=None,
+        metadata={"help": "another condition that all are compared with too: its name, or a kind as sft or pim"},
+    )
+    format: Form = field(default=Form.text, metadata={"help": "csv has a line per comparison, with all digits"})
+    output: str | None = field(default=None, metadata={"help": "file to write to; null: standard output"})
+    overwrite: bool = field(default=False, metadata={"help": "replace the output file if there is one"})
+
+
+@dataclass
 class ReportConfig:
     """one HTML file of finished runs, to be looked at in any browser, offline"""
 
@@ -420,7 +440,8 @@ class ReportConfig:
 TaskJob = EvaluateConfig | GridConfig
 ModelJob = EvaluateConfig | GridConfig | DoctorConfig
 GridReader = SelectConfig | StrategiesConfig | AnalyzeConfig
-JobConfig = ModelJob | GridReader | SummarizeConfig | ReportConfig
+RunReader = SummarizeConfig | CompareConfig | ReportConfig
+JobConfig = ModelJob | GridReader | RunReader
 JOBS: dict[str, type[JobConfig]] = {
     "evaluate": EvaluateConfig,
     "grid": GridConfig,
@@ -428,6 +449,7 @@ JOBS: dict[str, type[JobConfig]] = {
     "strategies": StrategiesConfig,
     "analyze": AnalyzeConfig,
     "summarize": SummarizeConfig,
+    "compare": CompareConfig,
     "report": ReportConfig,
     "doctor": DoctorConfig,
 }

@@ -101,6 +101,23 @@ class Prefix:
     later: Sequence[Writes] = ()  # those that later steps get too
 
 
+@dataclass
+class Work:
+    """What was computed, without padding.
+
+    Attributes:
+        tokens: that went through the layers, or through the upper ones where their lower states were there.
+        flops: floating-point operations: two for each weight and token, of a layer's or of the output head's. What
+            attention makes of pairs of tokens is left out, as is usual.
+    """
+
+    tokens: int = 0
+    flops: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.tokens + other.tokens, self.flops + other.flops)
+
+
 def changed(own: Tensor, vectors: Tensor, how: Intervention) -> Tensor:
     """What is written where a module's own output is `own` [..., H] and the source vectors are `vectors`, likewise."""
     if how.mode is Mode.replace and not how.match_norm:
@@ -119,6 +136,8 @@ def changed(own: Tensor, vectors: Tensor, how: Intervention) -> Tensor:
 
 class Decoder:
     """A causal language model with its tokenizer and the names of its modules.
+
+    `work` is what it computed so far.
 
     Raises:
         XTransplantError: the architecture is unknown, or a probe forward shows that the named modules are not
@@ -143,11 +162,28 @@ class Decoder:
         except AttributeError as error:
             raise XTransplantError(f"{_module_help(model)}\nGiven: {self.modules}. {error}") from None
         self.num_layers = len(self.layers)
-        self._probe()
+        self.layer_weights = [sum(each.numel() for each in layer.parameters()) for layer in self.layers]
+        self.work = Work()
+        with self.unmetered():
+            self._probe()
 
     @property
     def device(self) -> torch.device:
         return self.model.get_input_embeddings().weight.device
+
+    def work_of(self, tokens: int, logits: int = 0) -> Work:
+        """So many tokens through all layers, so many hidden states through the output head."""
+        head = self.hidden_size * self.vocab_size
+        return Work(tokens, 2 * sum(self.layer_weights) * tokens + 2 * head * logits)
+
+    @contextmanager
+    def unmetered(self) -> Iterator[None]:
+        """What is computed while open, such as a check, is no part of `work`."""
+        before = Work(self.work.tokens, self.work.flops)
+        try:
+            yield
+        finally:
+            self.work = before
 
     def module_name(self, layer: int, component: Component, site: Site) -> str:
         """Dotted name, from the model, of the module that is read or written."""
@@ -198,6 +234,7 @@ class Decoder:
             arguments["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -width:]
         if keep is None:
             self.model.base_model(**arguments)
+            self.work += self.work_of(sum(map(len, prompts)))
             return None, mask
         rows, columns = keep[0].to(self.device), keep[1].to(self.device)
 
@@ -208,6 +245,7 @@ class Decoder:
 
         with self.model.get_output_embeddings().register_forward_pre_hook(only_kept):
             logits: Tensor = self.model(**arguments).logits
+        self.work += self.work_of(sum(map(len, prompts)), len(rows))
         return logits[0].float(), mask
 
     @torch.inference_mode()

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from xtransplant.pairing import Pairing
-    from xtransplant.report import Found
     from xtransplant.sweep_lm import SweepLM
 
 log = logging.getLogger(__name__)
@@ -357,54 +356,34 @@ def report(config: ReportConfig) -> None:
     Raises:
         XTransplantError: there is no finished run, files of one were changed since, or the file cannot be written.
     """
-    from xtransplant import compare, selection
+    from xtransplant import compare, jobs, selection
     from xtransplant import report as html
 
     found = html.Found()
-    for run in record.find_all(listed(config.runs)):
-        if run.manifest["job"] == "evaluate":
-            found.evaluated.append(run)
-        elif run.manifest["job"] == "grid":
-            found.grids.append((run, Grid.load(run.folder / GRID)))
-        elif run.manifest["job"] == "sft":
-            found.trained.append(run)
-    places = [folder for place in listed(config.runs) for folder in folders(place)]
-    for path in sorted({path for place in places for path in place.rglob("selection.json")}):
-        found.selections[str(path)] = selection.read(str(path))
-    for path in sorted({path for place in places for path in place.rglob(_STRATEGIES)}):
-        found.strategies += _read_strategies(path)
-    if not found.runs and not found.strategies:
-        raise XTransplantError(
-            f"runs: {', '.join(map(str, listed(config.runs)))}: no finished run there. Give folders of runs of "
-            "evaluate, grid or sft, e.g. runs=[outputs]."
+    for place in listed(config.runs):
+        selections, tables_of = (
+            sorted({path for folder in folders(place) for path in folder.rglob(name)})
+            for name in ("selection.json", _STRATEGIES)
         )
+        for path in selections:
+            found.selections[str(path)] = selection.read(str(path))
+        for path in tables_of:
+            found.strategies[str(path)] = _read_strategies(path)
+        try:
+            for run in record.find_beside([place], ("evaluate", "grid", "sft")):
+                found.add(run, Grid.load(run.folder / GRID) if run.manifest["job"] == "grid" else None)
+        except XTransplantError as error:
+            if isinstance(error, record.Damaged) or not (selections or tables_of):
+                raise
     for several in found.by_task():
         try:
             found.records += compare.compare(*several).records()
         except XTransplantError as error:
             found.refused.append(str(error))
     text = html.page(html.gather(found, config.title, config.seed))
+    log.info("%s; %.1f MB", found.counted(), len(text.encode()) / 1e6)
     path = Path(config.output).expanduser() if config.output is not None else Path(config.output_dir, "report.html")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record.write(path, text)
-    except OSError as error:
-        raise XTransplantError(
-            f"output={path}: cannot be written ({error.strerror}). Give a file in a folder of yours."
-        ) from error
-    runs = [f"{len(each)} of {name}" for name, each in _counted(found).items() if each]
-    log.info("%s; %.1f MB", ", ".join(runs), len(text.encode()) / 1e6)
-    print(path)
-
-
-def _counted(found: Found) -> dict[str, Sequence[Any]]:
-    return {
-        "evaluate": found.evaluated,
-        "grid": found.grids,
-        "sft": found.trained,
-        "select": list(found.selections),
-        "strategies": found.strategies,
-    }
+    jobs.write_output(path, text)
 
 
 def _read_strategies(path: Path) -> list[Any]:

@@ -14,12 +14,15 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from xtransplant import compare as comparing
 from xtransplant import families, grading, loading, logs, models, overview, pairing, record, selection, tables, tracking
 from xtransplant.config import (
+    CompareConfig,
     DoctorConfig,
     EvaluateConfig,
     LanguagePairConfig,
     PromptLanguages,
+    RunReader,
     SummarizeConfig,
     TaskJob,
     config_hash,
@@ -255,17 +258,44 @@ def summarize(config: SummarizeConfig) -> None:
         XTransplantError: no run is finished, a run's files were changed since, or the file cannot be written.
     """
     places = listed(config.runs)
-    found = tables.summary(record.find_runs(places), config.format.value, unfinished(places))
+    _deliver(tables.summary(record.find_runs(places), config.format.value, unfinished(places)), config)
+
+
+def compare(config: CompareConfig) -> None:
+    """Conditions against vanilla, and against another if asked, on standard output or in a file.
+
+    Raises:
+        XTransplantError: no run is finished, a run's files were changed since, runs that cannot be compared, there is
+            no such condition, or the file cannot be written.
+    """
+    found = record.find_beside(listed(config.runs), ("evaluate", "grid", "sft"))
+    of_job: dict[str, list[record.Run]] = {"evaluate": [], "grid": [], "sft": []}
+    for run in found:
+        of_job[run.manifest["job"]].append(run)
+    compared = comparing.compare(of_job["evaluate"], of_job["grid"], of_job["sft"], config.against)
+    _deliver(tables.comparison(compared, config.format.value), config)
+
+
+def _deliver(found: str, config: RunReader) -> None:
+    """Print a result, or write it to the file that is asked for."""
     if config.output is None:
         print(found)
-        return
-    path = Path(config.output).expanduser()
+    else:
+        write_output(Path(config.output).expanduser(), f"{found}\n")
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write the file that a job was asked for, and print its path.
+
+    Raises:
+        XTransplantError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        record.write(path, f"{found}\n")
+        record.write(path, text)
     except OSError as error:
         raise XTransplantError(
-            f"output={config.output}: cannot be written ({error.strerror}). Give a file in a folder of yours."
+            f"output={path}: cannot be written ({error.strerror}). Give a file in a folder of yours."
         ) from error
     print(path)
 
@@ -461,4 +491,5 @@ def facts_of_run(config: TaskJob, lm: TransplantLM, pairs: list[pairing.Pairing]
         "tasks": tasks,
         "counts": {key: value for key, value in vars(lm.counts).items() if key != "checks"},
         "checks": lm.counts.checks,
+        "cost": lm.cost,
     }

@@ -11,14 +11,16 @@ import json
 import logging
 import re
 import sys
+import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, wraps
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import lm_eval.models  # noqa: F401  (before anything is registered: else the harness does not fill its registry)
@@ -111,6 +113,51 @@ class Counts:
     checks: dict[str, float] = field(default_factory=dict)
 
 
+class Meter:
+    """Seconds that answering takes; loading and checks, which are timed apart, do not count."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._since: float | None = None  # while running
+        self._apart = 0  # how deep
+
+    @property
+    def seconds(self) -> float:
+        return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self._since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._before, self._since = self.seconds, None
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        started, self._apart = time.perf_counter(), self._apart + 1
+        try:
+            yield
+        finally:
+            self._apart -= 1
+            if not self._apart and self._since is not None:
+                self._since += time.perf_counter() - started
+
+
+_Answers = TypeVar("_Answers", bound=Callable[..., Any])
+
+
+def metered(answers: _Answers) -> _Answers:
+    """Of a `TransplantLM`: a method that answers requests."""
+
+    @wraps(answers)
+    def answered(lm: TransplantLM, *args: Any, **kwargs: Any) -> Any:
+        with lm.meter.running():
+            return answers(lm, *args, **kwargs)
+
+    return cast(_Answers, answered)
+
+
 @dataclass
 class Texts:
     """Requests for generated texts that share their generation arguments."""
@@ -164,12 +211,31 @@ class TransplantLM(TemplateLM):
         self.seed = seed
         self.promptless = promptless
         self.counts = Counts()
+        self.meter = Meter()
 
     @property
     def decoder(self) -> Decoder:
         if callable(self._decoder):
-            self._decoder = self._decoder()
+            with self.meter.apart():
+                self._decoder = self._decoder()
         return self._decoder
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """What the answers took: `seconds`, and `tokens` and `flops` as in `engine.Work`.
+
+        Loading the model is no part of it, nor are the run's checks. The source prompts' tokens are, whoever computed
+        their vectors, so that a run costs the same alone and in a sweep; their seconds only if this run did.
+        """
+        opened = self.__dict__.get("captures")
+        work = self.decoder.work if opened is None else self.decoder.work + opened.work
+        return {"seconds": self.meter.seconds, "tokens": work.tokens, "flops": float(work.flops)}
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """What is done while open is no part of the cost."""
+        with self.meter.apart(), self.decoder.unmetered():
+            yield
 
     @cached_property
     def captures(self) -> Captures:
@@ -317,6 +383,7 @@ class TransplantLM(TemplateLM):
             add_special_tokens = False
         return _encoder(self.tokenizer)(string, add_special_tokens).tolist()
 
+    @metered
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         from xtransplant.engine import score
 
@@ -352,6 +419,7 @@ class TransplantLM(TemplateLM):
             choices.setdefault((tuple(kept), source), []).append((n, choice))
         return choices
 
+    @metered
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         from xtransplant.engine import generate
 
@@ -393,6 +461,7 @@ class TransplantLM(TemplateLM):
                 wanted.setdefault((prompt, source, seen[prompt, source]), []).append(n)
             yield Texts(self.tokenizer, limit, until, ends, sampling, wanted)
 
+    @metered
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         if self.transplant is not None:
             raise XTransplantError(
@@ -514,13 +583,14 @@ class TransplantLM(TemplateLM):
         some = [*prompts[: _CHECKED_PROMPTS // 2], *prompts[-_CHECKED_PROMPTS // 2 :]][: len(prompts)]
         known = _padding_errors.setdefault(self.decoder.model, {})
         asked = tuple(map(tuple, some))
-        if asked not in known:
-            known[asked] = padding_error(self.decoder, some)
-        checks = {"padding_invariance": known[asked]}
-        if self.transplant is not None:
-            checks["self_transplant"] = self_transplant_error(
-                self.decoder, some, self.transplant.component, self.layer_pairs[0].target, self.transplant.how.site
-            )
+        with self._apart():
+            if asked not in known:
+                known[asked] = padding_error(self.decoder, some)
+            checks = {"padding_invariance": known[asked]}
+            if self.transplant is not None:
+                checks["self_transplant"] = self_transplant_error(
+                    self.decoder, some, self.transplant.component, self.layer_pairs[0].target, self.transplant.how.site
+                )
         self.counts.checks = checks
         self._refuse_failed_checks()
 

@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 
 Run = Callable[..., Path | None]
 
-RECORD = "sweep.json"
 _DONE = ("done", "was done")
 _LOST = "killed, or the process that it ran in; too little memory is the usual reason"
 
@@ -91,7 +90,7 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
         for number, (line, folder) in enumerate(zip(given, folders, strict=True))
     ]
     content = {"job": job, "command": _command(arguments), "started": started, "runs": outcomes}
-    record.write(place / RECORD, record.as_json(content))
+    record.write(place / record.SWEEP, record.as_json(content))
     done = [Path(each["folder"]) for each in outcomes if each["folder"] and each["status"] in _DONE]
     _show(request.runs, done, [folder for folder in folders if folder is not None])
     first = request.runs[0]

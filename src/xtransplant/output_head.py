@@ -39,6 +39,7 @@ def read(decoder: Decoder, hidden: Tensor, tokens: Sequence[int]) -> Read:
 
     `torch.logsumexp` is many times slower on a CPU than these running sums of exponentials.
     """
+    decoder.work += decoder.work_of(0, len(hidden))
     tied = hidden.dtype.itemsize < 4
     best = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
     asked = torch.empty(len(hidden), len(tokens), device=hidden.device)
@@ -67,6 +68,8 @@ def greedy(decoder: Decoder, hidden: Tensor) -> list[int]:
     On a processor that multiplies bfloat16 several times as fast as float32, a float32 head is screened first: see
     `_Screen`. The answer is that of float32 either way.
     """
+    # What is computed twice behind a screen is not counted: it would differ from processor to processor.
+    decoder.work += decoder.work_of(0, len(hidden))
     screen = _screen_of(decoder)
     if screen is not None:
         return _greedy_screened(decoder, screen, hidden)

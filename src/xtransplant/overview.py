@@ -169,15 +169,15 @@ def overview(runs: Iterable[Run], unfinished: Iterable[Unfinished] = ()) -> Over
     Raises:
         XTransplantError: a run's samples cannot be read, or a task has no metric that is a number.
     """
-    groups: dict[tuple[str, ...], list[_Part]] = {}
+    groups: dict[tuple[str, ...], list[Part]] = {}
     for run in sorted(runs, key=lambda each: str(each.folder)):
-        for part in _parts(run):
+        for part in parts(run):
             groups.setdefault(part.block, []).append(part)
-    blocks = {key: _block(parts) for key, parts in sorted(groups.items())}
+    blocks = {key: _block(found) for key, found in sorted(groups.items())}
     unplaced = [each for each in unfinished if not _place(each, blocks)]
     for block in blocks.values():
-        block.rows.sort(key=lambda row: _natural(row.label))
-        block.conditions.sort(key=lambda name: (not name.startswith(VANILLA), _natural(name)))
+        block.rows.sort(key=lambda row: natural(row.label))
+        block.conditions.sort(key=lambda name: (not name.startswith(VANILLA), natural(name)))
         _average(block)
     for key, text in _settings_shown(list(blocks)).items():
         blocks[key].settings = text
@@ -190,8 +190,8 @@ def overview(runs: Iterable[Run], unfinished: Iterable[Unfinished] = ()) -> Over
 
 
 @dataclass
-class _Part:
-    """Of a run the tasks with the same main metric: mostly all."""
+class Part:
+    """Of a run the tasks with the same main metric: mostly all. `cell` has their score, `scores` the documents'."""
 
     run: Run
     block: tuple[str, ...]  # model, task, split, metric, settings
@@ -204,7 +204,12 @@ class _Part:
     scores: dict[Document, float] | None
 
 
-def _parts(run: Run) -> list[_Part]:
+def parts(run: Run) -> list[Part]:
+    """A run of `evaluate` by its tasks' main metrics.
+
+    Raises:
+        XTransplantError: its samples cannot be read, or a task has no metric that is a number.
+    """
     facts, args = run.manifest, run.results["config"]["model_args"]
     names = templates(args)
     found_of = measures(run)
@@ -233,7 +238,7 @@ def _parts(run: Run) -> list[_Part]:
         higher = run.results.get("higher_is_better", {})
         better = [higher.get(each.task, {}).get(each.metric) for each in mains]
         found.append(
-            _Part(
+            Part(
                 run=run,
                 block=(facts["model_name"], facts["task_name"], facts["split"], metric, settings),
                 pair=facts["language_pair"],
@@ -300,28 +305,28 @@ def _beside(tasks: Sequence[Sequence[Measure]]) -> dict[str, float]:
 # --- Blocks --------------------------------------------------------------------------------------------------------
 
 
-def _block(parts: Sequence[_Part]) -> Block:
-    model, task, split, metric, _ = parts[0].block
-    places = [(part.pair, part.row, part.condition) for part in parts]
+def _block(given: Sequence[Part]) -> Block:
+    model, task, split, metric, _ = given[0].block
+    places = [(part.pair, part.row, part.condition) for part in given]
     ambiguous = {
         condition
         for pair, row, condition in places
-        if len({part.treatment for part in parts if (part.pair, part.row, part.condition) == (pair, row, condition)})
+        if len({part.treatment for part in given if (part.pair, part.row, part.condition) == (pair, row, condition)})
         > 1
     }
     several = {pair for pair, _, _ in places if len({row for other, row, _ in places if other == pair}) > 1}
     rows: dict[tuple[str, str], Row] = {}
-    placed: dict[tuple[str, str, str], _Part] = {}
-    for part in parts:
+    placed: dict[tuple[str, str, str], Part] = {}
+    for part in given:
         label = f"{part.pair} #{part.row[:4]}" if part.pair in several else part.pair
         row = rows.setdefault((part.pair, part.row), Row(part.pair, label, (), {}))
         # e.g. two selections by one strategy
         name = f"{part.condition} #{part.treatment[:4]}" if part.condition in ambiguous else part.condition
         twin = placed.setdefault((part.pair, part.row, name), part)
         if twin is not part:  # the same run in another folder; where it gave something else, on another device perhaps
-            if _written(twin.run) == _written(part.run):
+            if written(twin.run) == written(part.run):
                 continue
-            name = next(new for new in (f"{name} ({n})" for n in range(2, len(parts) + 1)) if new not in row.cells)
+            name = next(new for new in (f"{name} ({n})" for n in range(2, len(given) + 1)) if new not in row.cells)
         if part.scores is not None:
             row.documents = row.documents or tuple(sorted(part.scores))
             if part.scores.keys() == set(row.documents):
@@ -331,14 +336,14 @@ def _block(parts: Sequence[_Part]) -> Block:
     conditions = list(dict.fromkeys(name for row in rows.values() for name in row.cells))
     return Block(
         *(model, task, split, metric),
-        higher_is_better=all(part.higher_is_better for part in parts),
+        higher_is_better=all(part.higher_is_better for part in given),
         settings="",
         conditions=conditions,
         rows=list(rows.values()),
     )
 
 
-def _written(run: Run) -> dict[str, str]:
+def written(run: Run) -> dict[str, str]:
     """Hashes of what a run found."""
     return {name: each for name, each in run.manifest.get("files", {}).items() if name.endswith((".json", ".jsonl"))}
 
@@ -446,24 +451,24 @@ def _settings_shown(keys: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], st
     """Of the blocks with the same labels: the settings in which they differ."""
     shown = {}
     for key in keys:
-        flat = {other: _flat(json.loads(other[4])) for other in keys if other[:4] == key[:4]}
-        names = sorted({name for each in flat.values() for name in each})
-        differing = [name for name in names if len({each.get(name) for each in flat.values()}) > 1]
-        shown[key] = ", ".join(f"{name}={flat[key].get(name, '-')}" for name in differing)
+        values = {other: flat(json.loads(other[4])) for other in keys if other[:4] == key[:4]}
+        names = sorted({name for each in values.values() for name in each})
+        differing = [name for name in names if len({each.get(name) for each in values.values()}) > 1]
+        shown[key] = ", ".join(f"{name}={values[key].get(name, '-')}" for name in differing)
     return shown
 
 
-def _flat(value: Any, name: str = "") -> dict[str, str]:
+def flat(value: Any, name: str = "") -> dict[str, str]:
     """Key -> value as one short text."""
     if isinstance(value, dict) and value:
         return {
-            key: text for part in value for key, text in _flat(value[part], f"{name}.{part}" if name else part).items()
+            key: text for part in value for key, text in flat(value[part], f"{name}.{part}" if name else part).items()
         }
     text = value if isinstance(value, str) else _canonical(value)
     return {name: text[:6] if name == "weights" else text if len(text) <= 40 else f"#{_digest(text)[:6]}"}
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """To sort numbers in names by their size."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 FAILED = "failed.json"  # why a run was not finished: in its folder until it is begun again
+SWEEP = "sweep.json"  # of a sweep: its runs, and how they ended
 FORMAT = 1
 _PACKAGES = (
     *("xtransplant", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "peft"),
@@ -138,17 +139,52 @@ def load_run(folder: Path) -> Run | None:
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
                 raise Damaged(f"{folder / name} was changed after its run. The run's command computes it anew.")
         # A training has none.
-        has_results = "results.json" in manifest["files"]
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8")) if has_results else {}
+        graded = "results.json" in manifest["files"]
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8")) if graded else {}
     except (OSError, ValueError, KeyError) as error:
         raise Damaged(f"{folder} is damaged: {error}. The run's command computes it anew.") from error
     return Run(folder, manifest, results)
 
 
-def find_all(places: Iterable[str]) -> list[Run]:
-    """Every finished run of any job in or below the given folders, which may be patterns with * and ?, by its path."""
-    manifests = {path for place in places for folder in folders(place) for path in folder.rglob(MANIFEST)}
-    return [run for path in sorted(manifests) if (run := load_run(path.parent)) is not None]
+def find_beside(places: Iterable[str], jobs: Iterable[str], key: str = "runs") -> list[Run]:
+    """Every finished run of some jobs in or below the given folders, which may be patterns with * and ?; and of each
+    sweep that is recorded there, wherever its runs are.
+
+    Args:
+        key: of the config that names the places, for the message.
+
+    Raises:
+        XTransplantError: a place does not exist, or holds no such run.
+    """
+    wanted = tuple(jobs)
+    runs: dict[Path, Run] = {}
+    for place in places:
+        found = [run for run in map(load_run, _finished(place)) if run is not None and run.manifest["job"] in wanted]
+        if not found:
+            raise XTransplantError(
+                f"{key}: {place} holds no finished run of {' or '.join(wanted)}. Give folders of such runs, or of a "
+                f"sweep of them, e.g. {key}=[outputs/{wanted[0]}]."
+            )
+        runs |= {run.folder.resolve(): run for run in found}
+    return list(runs.values())
+
+
+def _finished(place: str) -> list[Path]:
+    """Folders with a manifest below a place, and those that its sweeps name."""
+    found: dict[Path, None] = {}
+    for folder in folders(place):
+        found |= dict.fromkeys(path.parent for path in sorted(folder.rglob(MANIFEST)))
+        for path in sorted(folder.rglob(SWEEP)):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            # Beside the sweep, which may have been moved with them: <output_dir>/sweeps/<sweep>/sweep.json.
+            outputs = path.parents[2] / content["job"]
+            named = [outputs / Path(each["folder"]).name for each in content["runs"] if each["folder"]]
+            finished = [each for each in named if (each / MANIFEST).is_file()]
+            if len(finished) < len(content["runs"]):
+                missing = len(content["runs"]) - len(finished)
+                log.warning("%s: %d of its %d runs are not finished.", path.parent, missing, len(content["runs"]))
+            found |= dict.fromkeys(finished)
+    return list(found)
 
 
 def find_runs(places: Iterable[str], job: str = "evaluate", key: str = "runs") -> list[Run]:

@@ -51,7 +51,7 @@ class Found:
         evaluated, trained: runs of `evaluate` and `sft`.
         grids: runs of `grid`, with their grids.
         selections: each selection.json, by its path.
-        strategies: each strategies.json.
+        strategies: each strategies.json, by its path.
         records: `compare`'s lines.
         refused: why some runs could not be compared.
     """
@@ -60,13 +60,33 @@ class Found:
     grids: list[tuple[Run, Grid]] = field(default_factory=list)
     trained: list[Run] = field(default_factory=list)
     selections: dict[str, list[Selection]] = field(default_factory=dict)
-    strategies: list[Any] = field(default_factory=list)
+    strategies: dict[str, list[Any]] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
     @property
     def runs(self) -> list[Run]:
         return [*self.evaluated, *(run for run, _ in self.grids), *self.trained]
+
+    def add(self, run: Run, grid: Grid | None = None) -> None:
+        """A finished run, once; with its grid, if it is one of `grid`."""
+        if any(each.folder.resolve() == run.folder.resolve() for each in self.runs):
+            return
+        if grid is not None:
+            self.grids.append((run, grid))
+        else:
+            (self.trained if run.manifest["job"] == "sft" else self.evaluated).append(run)
+
+    def counted(self) -> str:
+        """How much of what, in words."""
+        numbers: dict[str, Sequence[Any] | Mapping[str, Any]] = {
+            "evaluate": self.evaluated,
+            "grid": self.grids,
+            "sft": self.trained,
+            "select": self.selections,
+            "strategies": self.strategies,
+        }
+        return ", ".join(f"{len(each)} of {name}" for name, each in numbers.items() if each)
 
     def by_task(self) -> list[tuple[list[Run], list[Run], list[Run]]]:
         """The runs of each task family: what may be compared at all. Trainings are with each of them."""
@@ -114,7 +134,7 @@ def gather(found: Found, title: str | None = None, seed: int = 0) -> dict[str, A
         "refused": found.refused,
         "sets": [{key: value for key, value in each.items() if not key.startswith("_")} for each in sets],
         "maps": maps,
-        "strategies": [_rounded(_table(each)) for each in found.strategies],
+        "strategies": [_rounded(_table(each)) for several in found.strategies.values() for each in several],
         "selections": [_selection(path, each) for path, several in found.selections.items() for each in several],
         "training": [_training(run, order[str(run.folder)]) for run in found.trained],
         "languages": {code: asdict(languages.language(code)) for code in codes},

@@ -117,12 +117,14 @@ def forward(
     positions: Tensor,
     more: Callable[[int, Tensor], Tensor | None],
     store: OwnCache | None,
+    tokens: int | None = None,
 ) -> Tensor:
     """The base model on token ids [rows, n], where `more(layer, hidden)` says which rows join before a layer.
 
     Args:
         positions: [rows, n], from the beginning of the prompt.
         store: where the rows' own keys and values are kept for the next token; None: nowhere.
+        tokens: of the ids, without padding; None: all. Rows that join have as many as those that they are copies of.
 
     Returns:
         final hidden states [all rows, n, H].
@@ -131,6 +133,7 @@ def forward(
         Unsupported: some layer's attention is not the shared one, or has a part that it does not know.
     """
     base = len(positions)
+    tokens = ids.numel() if tokens is None else tokens
     seen = int(positions.min())
     # So many rows join that every layer's tensors outgrow the last one's. Later tokens are too short to be worth it.
     trims = store is None or not store.layers
@@ -144,6 +147,7 @@ def forward(
                 if trims and hidden.device.type == "cpu":
                     _return_freed_memory()
                 hidden = torch.cat([hidden, joining.to(hidden)])
+            decoder.work.flops += 2 * decoder.layer_weights[layer] * (len(hidden) * tokens // base)
             if base > 1:  # a single document's positions are broadcast
                 kwargs = {name: _repeated(value, base, len(hidden)) for name, value in kwargs.items()}
                 args = tuple(_repeated(value, base, len(hidden)) for value in args)
@@ -167,6 +171,7 @@ def forward(
     if layout.calls != decoder.num_layers:
         raise Unsupported(f"{layout.calls} of {decoder.num_layers} layers call the attention function")
     hidden: Tensor = output.last_hidden_state
+    decoder.work.tokens += len(hidden) * tokens // base
     return hidden
 
 

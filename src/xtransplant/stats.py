@@ -9,6 +9,7 @@ are deterministic for a seed, and raise ValueError on empty input, NaN or shapes
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -182,6 +183,64 @@ def false_discovery(p: np.ndarray) -> np.ndarray:
     q = np.empty(len(p))
     q[order] = np.minimum(1.0, np.minimum.accumulate(scaled[::-1])[::-1])
     return q
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p-values [C] corrected for all of them by Holm (1979): the chance of any false one below x is at most x."""
+    p = _checked(p, 1)
+    order = np.argsort(p)
+    scaled = p[order] * np.arange(len(p), 0, -1)
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
+    return corrected
+
+
+def cohens_h(a: float, b: float) -> float:
+    """Effect size of a share `a` against `b` (Cohen 1988, chapter 6): 0.2 is small, 0.5 medium, 0.8 large."""
+    return float(2 * np.arcsin(np.sqrt(a)) - 2 * np.arcsin(np.sqrt(b)))
+
+
+def mcnemar_power(documents: int, difference: float, discordance: float, level: float = 0.05) -> float:
+    """Chance that McNemar's exact two-sided test finds a true gain at this level, in the right direction.
+
+    Exact (Duffy 1984): the number of documents that differ is binomial, and of these so are the wins.
+
+    Args:
+        difference: true gain in the share of right answers, above 0.
+        discordance: share of documents on which the conditions differ, `difference` at least.
+    """
+    if not 0 < difference <= discordance <= 1:
+        raise ValueError(f"difference {difference}, discordance {discordance}: 0 < difference <= discordance <= 1")
+    # What is left out is less likely than 1e-12.
+    low, high = stats.binom.ppf([5e-13, 1 - 5e-13], documents, discordance)
+    differing = np.arange(low, high + 1)
+    most = stats.binom.ppf(level / 2, differing, 0.5)  # losses with which the test still finds it
+    most = np.where(2 * stats.binom.cdf(most, differing, 0.5) <= level, most, most - 1)
+    found = stats.binom.cdf(most, differing, 0.5 * (1 - difference / discordance))
+    return float(stats.binom.pmf(differing, documents, discordance) @ found)
+
+
+@lru_cache(maxsize=4096)
+def detectable(documents: int, discordance: float, power: float = 0.8, level: float = 0.05) -> float | None:
+    """The least gain that McNemar's exact test finds with this power; None if so few documents show none.
+
+    Args:
+        discordance: share of documents on which the conditions differ; where the gain has to be more, all of them are
+            wins.
+    """
+
+    def missing(gain: float) -> float:
+        return power - mcnemar_power(documents, gain, max(gain, discordance), level)
+
+    if missing(1.0) > 0:
+        return None
+    return float(optimize.brentq(missing, 1e-9, 1.0, xtol=1e-5))
+
+
+def detectable_mean(error: float, power: float = 0.8, level: float = 0.05) -> float:
+    """The least true mean that a two-sided test finds with this power, of a mean that is normal with a standard error
+    of `error`: (z of 1 - level / 2 + z of power) standard errors (Cohen 1988, chapter 2)."""
+    return float((stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)) * error)
 
 
 def split_half(scores: np.ndarray, splits: int = 200, seed: int = 0) -> dict[str, Any]:

@@ -230,7 +230,8 @@ def _grow(
             module = decoder.module_at(layer, component, how.site)
             stack.enter_context(module.register_forward_hook(write(row, run, component)))
             row += len(run) * count
-        hidden = forward(decoder, layout, ids, prefix.lengths[:, None] + depth, more, store)
+        tokens = sum(tree.nodes for tree in trees)
+        hidden = forward(decoder, layout, ids, prefix.lengths[:, None] + depth, more, store, tokens)
     if written != len(cells) * count:
         raise XTransplantError(f"{written} transplants were made for {len(cells)} cells of {count} prompts.")
     return hidden.view(1 + len(cells), count, width, -1)
@@ -451,7 +452,8 @@ def why_slow(decoder: Decoder, how: Intervention = PAPER) -> str | None:
     known = _slow.setdefault(decoder.model, {})
     only_last = how.positions == 1 and how.scope is Scope.first_token
     if (how.site, only_last) not in known:
-        why = _try(decoder, how.site) if only_last else "more than the last prompt token is written to"
+        with decoder.unmetered():
+            why = _try(decoder, how.site) if only_last else "more than the last prompt token is written to"
         known[how.site, only_last] = why
         if why is not None:
             log.info("Slower, exact sweep (one row a cell through all layers): %s.", why)
@@ -514,12 +516,6 @@ def seconds(decoder: Decoder, flops: float) -> float:
     return _OVERHEAD * flops / rate
 
 
-def prompt_flops(decoder: Decoder, tokens: int) -> float:
-    """Floating-point operations of a prompt in all layers."""
-    layers = sum(parameter.numel() for layer in decoder.layers for parameter in layer.parameters())
-    return 2 * layers * tokens
-
-
 def cost(
     decoder: Decoder, prompt_tokens: int, nodes: int, cells: Sequence[Cell], how: Intervention, new_tokens: int = 0
 ) -> Cost:
@@ -529,12 +525,12 @@ def cost(
         nodes: tokens run behind the prompt for its choices, its last token included; 1 when generating.
         new_tokens: of a generated answer; every cell is counted as if its text were its own.
     """
-    per_layer = prompt_flops(decoder, 1) / decoder.num_layers  # a token in one layer
-    head = 2 * decoder.hidden_size * decoder.vocab_size
+    per_layer = decoder.work_of(1).flops / decoder.num_layers  # a token in one layer
+    head = decoder.work_of(0, 1).flops
     fast = why_slow(decoder, how) is None
     row_layers = sum(decoder.num_layers - cell.target if fast else decoder.num_layers for cell in cells)
     tokens = nodes + max(0, new_tokens - 1)
-    flops = prompt_flops(decoder, prompt_tokens) + tokens * (row_layers * per_layer + (1 + len(cells)) * head)
+    flops = decoder.work_of(prompt_tokens).flops + tokens * (row_layers * per_layer + (1 + len(cells)) * head)
     per_row, kept = _row_bytes(decoder, nodes), _prefix_bytes(decoder, prompt_tokens)
     if new_tokens:
         per_row += 2 * _cache_bytes(decoder) * new_tokens

@@ -30,7 +30,7 @@ from xtransplant.captures import Captures, Source, made_by
 from xtransplant.disk import replacing
 from xtransplant.engine import Decoder, Prefix
 from xtransplant.grid import show
-from xtransplant.lm import Key, Texts, Transplant, TransplantLM
+from xtransplant.lm import Key, Texts, Transplant, TransplantLM, metered
 from xtransplant.selection import Selection
 from xtransplant.types import PAPER, Cell, Component, Control, Intervention, LayerPair, XTransplantError
 
@@ -68,7 +68,7 @@ class Sweep:
 
 
 class Shards:
-    """Responses on disk, a file for each batch, found by the hash of what was asked.
+    """Responses on disk, a file for each batch, found by the hash of what was asked; and what they took.
 
     Args:
         folder: None keeps nothing.
@@ -91,6 +91,7 @@ class Shards:
         return len(self._found)
 
     def get(self, question: str) -> dict[str, np.ndarray] | None:
+        """Those of a question. `spent`: what its batch took, where an earlier process answered; of one of a batch."""
         return self._found.get(question)
 
     def remove(self) -> None:
@@ -98,14 +99,15 @@ class Shards:
         if self.folder is not None and self.folder.is_dir():
             shutil.rmtree(self.folder)
 
-    def add(self, answers: dict[str, dict[str, np.ndarray]]) -> None:
-        """Keep a batch; on disk at once or not at all."""
+    def add(self, answers: dict[str, dict[str, np.ndarray]], spent: np.ndarray) -> None:
+        """Keep a batch, and what it took; on disk at once or not at all."""
         self._found |= answers
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256("".join(sorted(answers)).encode()).hexdigest()[:16]
         arrays: dict[str, Any] = {f"{q}.{part}": array for q, parts in answers.items() for part, array in parts.items()}
+        arrays[f"{next(iter(answers))}.spent"] = spent
         with replacing(self.folder / f"{name}.npz") as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, **arrays)  # a name would get the suffix .npz
 
@@ -144,11 +146,24 @@ class SweepLM(TransplantLM):
         self.shards = Shards(None) if shards is None else shards
         self.halving, self.quality = halving, quality
         self.left_out: list[str] = []  # what a budget left out, for the log and the manifest
+        self._spent_before = np.zeros(3)  # by earlier processes, on responses that are used
+        self._spent_kept = np.zeros(3)  # by this one, on those that are on disk
+
+    @property
+    def cost(self) -> dict[str, float]:
+        seconds, tokens, flops = self._spent_before.tolist()
+        mine = super().cost
+        return {
+            "seconds": mine["seconds"] + seconds,
+            "tokens": mine["tokens"] + int(tokens),
+            "flops": mine["flops"] + flops,
+        }
 
     @cached_property
     def cells(self) -> list[Cell]:
         return self.sweep.resolve(self.decoder.num_layers)
 
+    @metered
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self._check_prompts(requests)
         _refuse_repeats(requests)
@@ -169,6 +184,7 @@ class SweepLM(TransplantLM):
             }
         return [answers[id(request)] for request in requests]
 
+    @metered
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         self._check_prompts(requests)
         _refuse_repeats(requests)
@@ -198,7 +214,8 @@ class SweepLM(TransplantLM):
         keys = self._keys(requests)
         self._check_lengths(keys)
         sources = [key[1] for key in keys if key[1] is not None]
-        self._announce(asked, [kept for _, kept in plan], sources)
+        with self._apart():
+            self._announce(asked, [kept for _, kept in plan], sources)
         if self.sweep.how.positions == 1:
             self.captures.prepare(sources, self.sweep.components, self.sweep.how.site)
         total = np.zeros(1 + len(everything))
@@ -228,6 +245,18 @@ class SweepLM(TransplantLM):
             return [key for work in self._texts(requests) for key in work.wanted]
         return list(self._choices(requests))
 
+    def _known(self, question: str) -> dict[str, np.ndarray] | None:
+        known = self.shards.get(question)
+        if known is not None and "spent" in known:
+            self._spent_before += known["spent"]
+        return known
+
+    def _keep(self, answers: dict[str, dict[str, np.ndarray]]) -> None:
+        work = self.decoder.work
+        spent = np.array([self.meter.seconds, work.tokens, work.flops])
+        self.shards.add(answers, spent - self._spent_kept)
+        self._spent_kept = spent
+
     @cached_property
     def _memory(self) -> int:
         """Bytes; asked for with the first batch, when the model is loaded."""
@@ -251,7 +280,7 @@ class SweepLM(TransplantLM):
                 once = {"logprob": np.array([[each.logprob for each in plain]]), "greedy": np.array(
                     [[each.greedy for each in plain]])}  # fmt: skip
                 _spread(requests, group, rows, {part: array.repeat(len(rows), 0) for part, array in once.items()})
-            elif (known := self.shards.get(question)) is not None:
+            elif (known := self._known(question)) is not None:
                 _spread(requests, group, rows, known)
             else:
                 waiting[key] = question
@@ -273,7 +302,7 @@ class SweepLM(TransplantLM):
                 waiting[key]: {"logprob": scores.logprob, "greedy": scores.greedy}
                 for key, scores in zip(some, found, strict=True)
             }
-            self.shards.add(answers)
+            self._keep(answers)
             for key in some:
                 _spread(requests, groups[key], rows, answers[waiting[key]])
             self._count(some, cells)
@@ -294,8 +323,8 @@ class SweepLM(TransplantLM):
                         "texts": np.frombuffer(json.dumps(distinct).encode(), np.uint8),
                         "text": np.array([distinct.index(text) for text in texts], np.int32),
                     }
-                    self.shards.add({question: stored})
-                known = self.shards.get(question)
+                    self._keep({question: stored})
+                known = self._known(question)
                 assert known is not None
                 distinct = json.loads(known["texts"].tobytes())
                 for n in work.wanted[key]:
@@ -331,7 +360,7 @@ class SweepLM(TransplantLM):
             sources: token ids of the source prompts of each document.
         """
         missing = self.captures.missing(sources, self.sweep.components, self.sweep.how.site)
-        flops = sum(sweep.prompt_flops(self.decoder, len(prompt)) for prompt in missing)
+        flops: float = self.decoder.work_of(sum(map(len, missing))).flops
         prompts, memory, size = 0, 0, 0
         for number, (requests, count) in enumerate(zip(rounds, kept, strict=True)):
             for cost, numbers in self._ahead(requests, skip=number == 0):
@@ -415,8 +444,9 @@ class SweepLM(TransplantLM):
         if _CELL_CHECK in self.counts.checks or not cells:
             return
         some = sorted({0, len(cells) // 2, len(cells) - 1})
-        # Not max(), which loses a NaN.
-        self.counts.checks[_CELL_CHECK] = float(np.max([difference(c) for c in some]))
+        with self._apart():
+            # Not max(), which loses a NaN.
+            self.counts.checks[_CELL_CHECK] = float(np.max([difference(c) for c in some]))
         self._refuse_failed_checks()
 
     def _single(self, key: Key, vectors: dict[Component, Any], cell: Cell) -> Prefix:

@@ -6,10 +6,12 @@ import csv
 import io
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from xtransplant.answer_language import CONSISTENCY, JUDGED
+from xtransplant.compare import NOTHING, ORACLES, Comparison, Cost, Group, Result
 from xtransplant.measures import measures
 from xtransplant.overview import MICRO, UNPARSED, Block, Cell, Overview, Unfinished, overview
 from xtransplant.record import Run
@@ -74,13 +76,12 @@ def summary(runs: Sequence[Run], form: str = "text", unfinished: Sequence[Unfini
     """
     found = overview(runs, unfinished)
     if form == "csv":
-        return _csv(found)
-    write = {"text": _text, "markdown": _markdown, "latex": _latex}[form]
+        return _csv(found.records())
     turned = [_columns(_upright(block)) > _WIDTH for block in found.blocks]
     pieces = [piece for block, turn in zip(found.blocks, turned, strict=True) for piece in _block(block, turn)]
     pieces.append(_Notes([f"{each.folder.name}: {_said(each)}" for each in found.unplaced]))
     pieces += [_Notes(_legend(found, any(turned))), *_worst(found)]
-    return write([piece for piece in pieces if not isinstance(piece, _Notes) or piece.lines])
+    return _WRITE[form]([piece for piece in pieces if not isinstance(piece, _Notes) or piece.lines])
 
 
 def _block(block: Block, turned: bool) -> list[_Piece]:
@@ -295,6 +296,140 @@ def _p(value: float | None) -> str:
     return "-" if value is None else "<.001" if value < 0.001 else f"{value:.3f}"
 
 
+# --- Conditions against each other --------------------------------------------------------------------------------
+
+
+def comparison(found: Comparison, form: str = "text") -> str:
+    """Conditions against a baseline; what is computed, and from what, is in `compare`.
+
+    Args:
+        form: `csv` has a line per comparison, numbers as they are; `text`, `markdown` and `latex` are to be read.
+    """
+    if form == "csv":
+        return _csv(found.records())
+    pieces = [piece for group in found.groups for piece in _compared(group)]
+    pieces.append(_Notes(_comparison_legend(found)))
+    return _WRITE[form]([piece for piece in pieces if not isinstance(piece, _Notes) or piece.lines])
+
+
+def _compared(group: Group) -> list[_Piece]:
+    labels = f"{group.model}, {group.task}, {group.split}: {group.metric}"
+    title = f"{labels}{'' if group.higher_is_better else ' (lower is better)'}"
+    pieces: list[_Piece] = []
+    bases = dict.fromkeys(each.against for each in group.results if each.against is not None)
+    first = next(iter(bases), None)
+    for base in bases or {None: None}:
+        # The baselines' own scores once, in the first table.
+        results = [each for each in group.results if each.against == base or (each.against is None and base == first)]
+        rows = [[_place(each), *_row(each)] for each in results if each.pooled is None]
+        tail = [[_place(each), *_row(each)] for each in results if each.pooled is not None]
+        pieces += [_Heading(f"{title}{'' if base is None else f', against {base}'}"), _Table(_HEADER, rows, tail)]
+    own = [each for each in group.results if each.against in (None, first)]
+    pieces.append(_Heading(f"What it costs: {labels}"))
+    pieces.append(_Table(_COST_HEADER, [_cost_row(each) for each in _whole_of_each(own)]))
+    # The same note of several language pairs is one.
+    notes: dict[str, list[str]] = {}
+    for each in own:
+        if each.note:
+            notes.setdefault(f"{each.condition}: {each.note}.", []).append(_place(each))
+    return [*pieces, _Notes([*group.notes, *(f"{', '.join(places)}: {note}" for note, places in notes.items())])]
+
+
+_HEADER = [
+    *("pair", "condition", "docs", "score", "difference [95 %]", "won:lost", "p", "Holm", "effect", "detectable"),
+    "reading",
+]
+
+
+def _place(result: Result) -> str:
+    return str(result.pair or result.pooled)
+
+
+def _row(result: Result) -> list[str]:
+    difference = "-" if result.difference is None else f"{result.difference:+.3f}"
+    if result.low is not None and result.high is not None:
+        difference += f" [{' '.join(_bare(f'{edge:+.3f}') for edge in (result.low, result.high))}]"
+    return [
+        *(result.condition, str(result.documents), _number(result.score), difference),
+        "-" if result.wins is None else f"{result.wins}:{result.losses}",
+        *(_p(result.p), _p(result.p_holm)),
+        "-" if result.effect is None else f"{result.effect:+.2f} {'d' if result.effect_name == 'd_z' else 'h'}",
+        _number(result.minimum_detectable),
+        _reading(result),
+    ]
+
+
+def _reading(result: Result) -> str:
+    if result.could_be_chance is None:
+        return ""
+    if result.kind == "chance":
+        return "control"
+    if result.kind in ORACLES:
+        return "oracle, could be chance" if result.could_be_chance else "oracle, beyond its control"
+    if result.could_be_chance:
+        return "could be chance"
+    return "worse" if (result.losses or 0) > (result.wins or 0) else "better"
+
+
+_COST_HEADER = [
+    "condition",
+    "pair",
+    "seconds",
+    "tokens",
+    "flops",
+    "before: seconds",
+    "flops",
+    "a point: seconds",
+    "flops",
+]
+
+
+def _whole_of_each(results: Iterable[Result]) -> list[Result]:
+    """Of each condition what is said of all of its documents."""
+    found: dict[str, Result] = {}
+    for each in results:
+        before = found.get(each.condition)
+        if before is None or (before.pooled is None and each.pooled is not None):
+            found[each.condition] = each
+    return list(found.values())
+
+
+def _cost_row(result: Result) -> list[str]:
+    def numbers(cost: Cost) -> list[str]:
+        seconds = "-" if cost.seconds is None else f"{cost.seconds:.1f}"
+        return [seconds, "-" if cost.flops is None else f"{cost.flops:.2e}"]
+
+    seconds, flops = numbers(result.cost)
+    before = ["", ""] if result.training == NOTHING else numbers(result.training)
+    price = numbers(Cost(result.price_seconds, None, result.price_flops))
+    pairs = result.pair or f"all {result.pairs}"
+    tokens = "-" if result.cost.tokens is None else str(result.cost.tokens)
+    return [result.condition, pairs, seconds, tokens, flops, *before, *price]
+
+
+def _comparison_legend(found: Comparison) -> list[str]:
+    results = [each for group in found.groups for each in group.results]
+    lines = [
+        "difference: score less that of the condition compared with, on the same documents [paired bootstrap over "
+        "documents, drawn with their translations].",
+        f"p: {' or '.join(sorted({each.test for each in results if each.test}))}, two-sided; Holm: p corrected for the "
+        "condition's language pairs, not for the number of conditions.",
+        "effect: Cohen's h of two shares; d: the mean difference over the differences' standard deviation. detectable: "
+        "the least difference that so many documents show with 80 % power.",
+        "could be chance: p (corrected, where there are language pairs) is 0.05 or more, or the interval has 0 in it.",
+        "Costs are of all documents of the condition: - where not recorded. before: its training, or the grids that it "
+        "was chosen on. a point: what 0.01 gained costs beyond the condition compared with, all included.",
+    ]
+    if any(each.pooled for each in results):
+        lines.append("micro: the mean over documents; macro: over language pairs.")
+    if any(each.kind in ORACLES for each in results):
+        lines.append(
+            "An oracle reads the labels of the documents that it is scored on: it is no method, and has no p. Its "
+            "control does the same with vectors of other documents, or noise."
+        )
+    return lines
+
+
 # --- Forms ---------------------------------------------------------------------------------------------------------
 
 
@@ -380,8 +515,10 @@ def _latex(pieces: Sequence[_Piece]) -> str:
     return "\n\n".join(parts)
 
 
-def _csv(found: Overview) -> str:
-    lines = found.records()
+_WRITE = {"text": _text, "markdown": _markdown, "latex": _latex}
+
+
+def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, lines[0] if lines else ["status"], lineterminator="\n")
     writer.writeheader()

@@ -75,6 +75,9 @@ def test_a_run_leaves_a_complete_record(arguments: list[str], tmp_path: Path, ca
     assert manifest["transplant"]["written"] == ["model.layers.1.mlp"]
     assert manifest["counts"] == {"documents": 7, "prompts": 7, "transplants": 7, "promptless": 0}
     assert manifest["checks"]["self_transplant"] == 0.0
+    cost = manifest["cost"]
+    assert 0 < cost["seconds"] < manifest["timings"]["evaluation_seconds"]
+    assert cost["flops"] > cost["tokens"] > 0
     facts = manifest["tasks"]["colour_choice_sw"]
     assert (facts["aligned"], facts["available"], facts["documents"], facts["gold_equal"]) == (10, 10, 7, 10)
     assert facts["available_source"] == 10
@@ -101,7 +104,7 @@ def test_the_same_config_gives_the_same_bytes(arguments: list[str], tmp_path: Pa
         for name in logs.FILES:
             del content[name]
         manifest = json.loads(content.pop("manifest.json"))
-        del manifest["timings"], manifest["files"]["config.yaml"]
+        del manifest["timings"], manifest["cost"]["seconds"], manifest["files"]["config.yaml"]
         content["manifest"] = json.dumps(manifest).encode()
         del content["config.yaml"]  # says overwrite: true
     assert first == second

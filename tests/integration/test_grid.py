@@ -144,15 +144,15 @@ def test_a_killed_grid_resumes_and_the_same_one_is_found(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     changes = {"output_dir": tmp_path / "out"}
-    _, expected = run_grid(place, "choice", output_dir=tmp_path / "undisturbed")
+    undisturbed, expected = run_grid(place, "choice", output_dir=tmp_path / "undisturbed")
     add = sweep_lm.Shards.add
     batches: list[int] = []
 
-    def killed_at_second(self: sweep_lm.Shards, answers: dict[str, Any]) -> None:
+    def killed_at_second(self: sweep_lm.Shards, answers: dict[str, Any], spent: Any) -> None:
         if len(batches) == 1:
             raise KeyboardInterrupt
         batches.append(len(answers))
-        add(self, answers)
+        add(self, answers, spent)
 
     monkeypatch.setitem(sweep._ENOUGH_TOKENS, "cpu", 100)
     monkeypatch.setattr(sweep_lm.Shards, "add", killed_at_second)
@@ -160,9 +160,9 @@ def test_a_killed_grid_resumes_and_the_same_one_is_found(
         run_grid(place, "choice", **changes)
     again: list[int] = []
 
-    def counted(self: sweep_lm.Shards, answers: dict[str, Any]) -> None:
+    def counted(self: sweep_lm.Shards, answers: dict[str, Any], spent: Any) -> None:
         again.append(len(answers))
-        add(self, answers)
+        add(self, answers, spent)
 
     monkeypatch.setattr(sweep_lm.Shards, "add", counted)
     run, resumed = run_grid(place, "choice", **changes)
@@ -171,6 +171,9 @@ def test_a_killed_grid_resumes_and_the_same_one_is_found(
     assert resumed.logprob is not None and expected.logprob is not None
     np.testing.assert_allclose(resumed.logprob, expected.logprob, atol=1e-4)
     assert not (run.folder / "responses").exists()
+    # What the killed one had computed is part of the cost.
+    for name in ("tokens", "flops"):
+        assert run.manifest["cost"][name] == undisturbed.manifest["cost"][name] > 0
     # Asked a third time, nothing is computed.
     again.clear()
     monkeypatch.setattr(loading, "load", lambda *args: pytest.fail("loaded again"))
@@ -182,7 +185,7 @@ def test_to_overwrite_drops_a_finished_run_and_goes_on_with_an_interrupted_one(p
     changes = {"output_dir": tmp_path / "out", "overwrite": True}
     run, _ = run_grid(place, "choice", **changes)
     for finished in (True, False):
-        sweep_lm.Shards(run.folder / "responses").add({"some question": {"logprob": np.zeros(1)}})
+        sweep_lm.Shards(run.folder / "responses").add({"some question": {"logprob": np.zeros(1)}}, np.zeros(3))
         if not finished:
             (run.folder / "manifest.json").unlink()
         again, _ = run_grid(place, "choice", **changes)
@@ -196,11 +199,11 @@ def test_answers_of_other_weights_are_not_taken_for_these(tmp_path: Path, monkey
     add = sweep_lm.Shards.add
     kept: list[int] = []
 
-    def killed_at_second(self: sweep_lm.Shards, answers: dict[str, Any]) -> None:
+    def killed_at_second(self: sweep_lm.Shards, answers: dict[str, Any], spent: Any) -> None:
         if kept:
             raise KeyboardInterrupt
         kept.append(len(answers))
-        add(self, answers)
+        add(self, answers, spent)
 
     monkeypatch.setitem(sweep._ENOUGH_TOKENS, "cpu", 100)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -217,8 +220,8 @@ def test_answers_of_other_weights_are_not_taken_for_these(tmp_path: Path, monkey
 
 def test_damaged_parts_are_computed_anew(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shards = sweep_lm.Shards(tmp_path)
-    shards.add({"a": {"logprob": np.ones((2, 3))}})
-    shards.add({"b": {"logprob": np.zeros((2, 3))}})
+    shards.add({"a": {"logprob": np.ones((2, 3))}}, np.zeros(3))
+    shards.add({"b": {"logprob": np.zeros((2, 3))}}, np.zeros(3))
     [first, second] = sorted(tmp_path.glob("*.npz"))
     damaged = bytearray(first.read_bytes())
     damaged[len(damaged) // 2] ^= 0xFF

@@ -62,6 +62,7 @@ def results(outputs: Path) -> dict[str, Any]:
         name = f"{run.parent.name}/{run.name}/{path.name}"
         if path.name == record.MANIFEST:
             manifest = json.loads(path.read_text())
+            manifest["cost"].pop("seconds")
             found[name] = {key: value for key, value in manifest.items() if key not in (*_TIMES, "files")}
         elif path.name not in ("config.yaml", *logs.FILES):  # it says output_dir, they have times
             found[name] = path.read_bytes()

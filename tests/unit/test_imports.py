@@ -47,8 +47,8 @@ ALLOWED: dict[str, set[str]] = {
     "record": {"types", "checks", "disk", "logs"},
     "measures": {"types", "answer_language", "record", "stats"},
     "overview": {"types", "config", "answer_language", "families", "grading", "measures", "record", "stats"},
-    "tables": {"types", "answer_language", "measures", "overview", "record"},
-    "compare": {"record"},
+    "tables": {"types", "answer_language", "compare", "measures", "overview", "record"},
+    "compare": {"types", "comparison", "grid", "overview", "record", "stats"},
     "languages": {"catalogue"},
     "reproduce": {"config", "checks", "catalogue"},
     "report": {
@@ -75,6 +75,7 @@ ALLOWED: dict[str, set[str]] = {
         "pairing",
         "lm",
         "record",
+        "compare",
         "overview",
         "tables",
         "selection",
