@@ -58,6 +58,7 @@ const KINDS = {
   "sft+transplant": "fine-tuned + transplant", upper_bound: "oracle", chance: "control",
 };
 const ORACLES = ["upper_bound", "chance"];
+const isTested = (record) => known(record.difference) && !ORACLES.includes(record.kind);
 const improves = (record) => (record.higher_is_better === false ? -1 : 1) * record.difference > 0;
 
 /** What a result comes to: [class, mark, words]. The mark and the words say what the colour says. */
@@ -131,14 +132,20 @@ function table({ caption, columns, rows, sorted = null, descending = false, limi
   return { node, show(some) { shown = some; all = false; draw(); } };
 }
 
+let fields = 0;
+function labelled(label, control) {
+  fields += 1;
+  control.id = `field-${fields}`;
+  return el("div", { class: "field" }, el("label", { for: control.id }, label), control);
+}
 function choose(label, options, act, value) {
   const select = el("select", { on: { change: () => act(select.value) } },
     options.map(([key, text]) => el("option", { value: key, selected: key === value }, text)));
-  return el("label", {}, label, select);
+  return labelled(label, select);
 }
 function search(label, act) {
   const input = el("input", { type: "search", autocomplete: "off", spellcheck: "false", on: { input: () => act(input.value) } });
-  return el("label", {}, label, input);
+  return labelled(label, input);
 }
 const folded = (text) => String(text).normalize("NFKC").toLocaleLowerCase();
 
@@ -177,6 +184,10 @@ function interval(record, limit) {
     svg("line", { class: "range", x1: at(record.low), x2: at(record.high), y1: 12, y2: 12 }),
     svg("circle", { class: "point", cx: at(record.difference), cy: 12, r: 5 }));
 }
+const intervalColumn = (limit) => ({
+  head: [hidden("Picture of the interval, from "), el("span", { class: "ends" }, el("span", {}, signed(-limit, 2)), el("span", {}, "0"), el("span", {}, signed(limit, 2)))],
+  fixed: true, show: (row) => interval(row, limit),
+});
 const widest = (records) => Math.max(1e-9, ...records.filter((each) => known(each.low)).flatMap((each) => [Math.abs(each.low), Math.abs(each.high)]));
 
 function ticks(low, high, wanted = 5) {
@@ -257,7 +268,7 @@ function lines({ xs, series, base, xLabel, yLabel, title, digits = 3 }) {
 
 const levelOf = (levels, digit) => (digit === "." || digit === undefined ? null : levels[DIGITS.indexOf(digit)]);
 const isBinary = (levels) => levels.every((each) => each === 0 || each === 1);
-const text = (place) => (place < 0 || !known(place) ? null : data.texts[place]);
+const text = (place) => (place < 0 || !known(place) ? null : data.texts[place].trim());
 const spoken = (content, code, name = "p") => el(name, { class: "text", dir: "auto", lang: code }, content);
 
 /** The text of an answer: the number of a choice, or of a text. */
@@ -334,6 +345,8 @@ const over = (records) => {
 
 parts.comparison = () => {
   const found = groupsOf(data.records).map((group) => [group, pooledOf(group)]);
+  // What is compared comes first; then what has an oracle only.
+  found.sort(([, one], [, other]) => Number(other.some(isTested)) - Number(one.some(isTested)));
   const blocks = found.filter(([, records]) => records.length).map(([, records]) => {
     const limit = widest(records);
     const lower = records[0].higher_is_better === false ? ", lower is better" : "";
@@ -341,11 +354,11 @@ parts.comparison = () => {
       { head: "Condition", rowHead: true, value: (row) => row.condition, show: (row) => [row.condition, kindShown(row)] },
       { head: records[0].metric, num: true, value: (row) => row.score, show: (row) => number(row.score) },
       { head: "Difference, 95 %", num: true, value: (row) => row.difference, show: differenceShown },
-      { head: [hidden("Picture of the interval, from "), el("span", { class: "ends" }, el("span", {}, signed(-limit, 2)), el("span", {}, "0"), el("span", {}, signed(limit, 2)))], fixed: true, show: (row) => interval(row, limit) },
+      records.some((row) => known(row.low)) && intervalColumn(limit),
       { head: "In words", value: (row) => verdict(row)[2], show: verdictShown },
       { head: "Better / worse", num: true, value: (row) => row.wins, show: (row) => (known(row.wins) ? `${row.wins} / ${row.losses}` : "\u2013") },
       { head: "Detectable", num: true, value: (row) => row.minimum_detectable, show: (row) => number(row.minimum_detectable) },
-    ];
+    ].filter(Boolean);
     const caption = `${where(records[0])}: ${records[0].metric}${lower} (${over(records)})`;
     const notes = unique(records.map((record) => record.note).filter(Boolean));
     return [table({ caption, columns, rows: records }).node, notes.map((note) => el("p", { class: "note" }, note))];
@@ -372,7 +385,7 @@ parts.languages = () => {
     { head: "Documents", num: true, value: (row) => row.documents, show: (row) => count(row.documents) },
     { head: "Score", num: true, value: (row) => row.score, show: (row) => number(row.score) },
     { head: "Difference, 95 %", num: true, value: (row) => row.difference, show: differenceShown },
-    { head: [hidden("Picture of the interval, from "), el("span", { class: "ends" }, el("span", {}, signed(-limit, 2)), el("span", {}, "0"), el("span", {}, signed(limit, 2)))], fixed: true, show: (row) => interval(row, limit) },
+    rows.some((row) => known(row.low)) && intervalColumn(limit),
     { head: "p (Holm)", num: true, value: (row) => row.p_holm ?? row.p, show: (row) => chance(row.p_holm ?? row.p) },
     { head: "Detectable", num: true, value: (row) => row.minimum_detectable, show: (row) => number(row.minimum_detectable) },
     { head: "In words", value: (row) => verdict(row)[2], show: verdictShown },
@@ -730,7 +743,7 @@ parts.resources = () => {
       { head: "Difference, 95 %", num: true, value: (row) => row.difference, show: differenceShown },
       { head: "In words", value: (row) => verdict(row)[2], show: verdictShown },
     ];
-    place.replaceChildren(el("div", { class: "plots" }, figure), table({ caption: chosen, columns, rows: own }).node);
+    place.replaceChildren(el("div", { class: "single" }, figure), table({ caption: chosen, columns, rows: own }).node);
   }
   const bar = el("div", { class: "controls" },
     choose("Condition", names.map((each) => [each, each]), (value) => { chosen = value; draw(); }, chosen),
