@@ -375,11 +375,7 @@ def report(config: ReportConfig) -> None:
         except XTransplantError as error:
             if isinstance(error, record.Damaged) or not (selections or tables_of):
                 raise
-    for several in found.by_task():
-        try:
-            found.records += compare.compare(*several).records()
-        except XTransplantError as error:
-            found.refused.append(str(error))
+    found.compare(lambda *runs: compare.compare(*runs).records())
     text = html.page(html.gather(found, config.title, config.seed))
     log.info("%s; %.1f MB", found.counted(), len(text.encode()) / 1e6)
     path = Path(config.output).expanduser() if config.output is not None else Path(config.output_dir, "report.html")

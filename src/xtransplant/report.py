@@ -14,7 +14,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from typing import Any
@@ -88,17 +88,33 @@ class Found:
         }
         return ", ".join(f"{len(each)} of {name}" for name, each in numbers.items() if each)
 
-    def by_task(self) -> list[tuple[list[Run], list[Run], list[Run]]]:
-        """The runs of each task family: what may be compared at all. Trainings are with each of them."""
+    def compare(self, compared: Callable[[list[Run], list[Run], list[Run]], list[dict[str, Any]]]) -> None:
+        """Fill `records`, a task family at a time; where one is refused, each language pair alone; and `refused`.
+
+        Args:
+            compared: the lines of runs of `evaluate`, of `grid` and of `sft`.
+        """
         grids = [run for run, _ in self.grids]
-        return [
-            (
-                [run for run in self.evaluated if run.manifest["task_name"] == task],
-                [run for run in grids if run.manifest["task_name"] == task],
-                self.trained,
-            )
-            for task in dict.fromkeys(run.manifest["task_name"] for run in [*self.evaluated, *grids])
-        ]
+
+        def of(*names: str) -> dict[tuple[Any, ...], tuple[list[Run], list[Run]]]:
+            groups: dict[tuple[Any, ...], tuple[list[Run], list[Run]]] = {}
+            for place, runs in enumerate((self.evaluated, grids)):
+                for run in runs:
+                    key = tuple(run.manifest[name] for name in names)
+                    groups.setdefault(key, ([], []))[place].append(run)
+            return groups
+
+        alone = of("task_name", "model_name", "language_pair", "split")
+        for (task,), several in of("task_name").items():
+            try:
+                self.records += compared(*several, self.trained)
+            except XTransplantError:
+                for key, members in alone.items():
+                    if key[0] == task:
+                        try:
+                            self.records += compared(*members, self.trained)
+                        except XTransplantError as error:
+                            self.refused.append(f"{', '.join(key)}: {error}")
 
 
 def gather(found: Found, title: str | None = None, seed: int = 0) -> dict[str, Any]:
@@ -124,9 +140,8 @@ def gather(found: Found, title: str | None = None, seed: int = 0) -> dict[str, A
     runs = [_run(run, environments) for run in found.runs]
     pairs = [str(run.manifest["language_pair"]) for run in found.runs if run.manifest.get("language_pair")]
     codes = sorted({code for pair in pairs for code in _codes(pair)})
-    names = list(dict.fromkeys(f"{run['model']} on {run['task']}" for run in runs if run["model"] and run["task"]))
     return {
-        "title": title or (", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")),
+        "title": title or _title(runs),
         "version": __version__,
         "runs": runs,
         "environments": environments,
@@ -144,6 +159,16 @@ def gather(found: Found, title: str | None = None, seed: int = 0) -> dict[str, A
         "texts": pool.texts,
         "longest": _LONGEST,
     }
+
+
+def _title(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Models and task families, named if they are few."""
+
+    def few(name: str, what: str) -> str:
+        values = list(dict.fromkeys(str(run[name]) for run in runs if run[name]))
+        return ", ".join(values) if len(values) <= 3 else f"{len(values)} {what}"
+
+    return " on ".join(filter(None, (few("model", "models"), few("task", "task families")))) or "A report"
 
 
 # --- Documents -----------------------------------------------------------------------------------------------------
@@ -501,7 +526,8 @@ def _training(run: Run, number: int) -> dict[str, Any]:
     """The curve of a training: steps with their losses."""
     path = run.folder / str(run.manifest.get("training", "training.jsonl"))
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        with path.open(encoding="utf-8") as stream:
+            lines = [json.loads(line) for line in stream if line.strip()]
     except (OSError, ValueError) as error:
         raise XTransplantError(f"{path} cannot be read: {error}. Train again with overwrite=true.") from error
     curve = [[line["step"], line.get("loss"), line.get("eval_loss"), line.get("learning_rate")] for line in lines]

@@ -5,6 +5,7 @@ The browser is the system's Chromium; without one these tests are skipped, sayin
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -19,7 +20,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from tests.equivalence.tiny import save_checkpoint
-from tests.integration.local_tasks import documents, write_tasks
+from tests.integration.local_tasks import COUNTRIES, documents, write_tasks
 from tests.integration.test_grid import run_evaluate, run_grid
 from xtransplant import cli, compose, models, record, reproduce
 from xtransplant.config import EvaluateConfig, GridConfig, config_hash
@@ -64,14 +65,18 @@ class Visit:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     place = tmp_path_factory.mktemp("report")
     save_checkpoint("gemma3_text", place / "model")
-    hostile = [
-        row | {"question": f"{HOSTILE[n % len(HOSTILE)]} {row['question']}", "choices": [f"<b>{n}", "</i>", "&gt;"]}
-        for n, row in enumerate(documents("sw"))
-    ]
-    write_tasks(place / "tasks", sw=hostile)
-    _, grid = run_grid(place, "choice", split="all")
+    english, hostile = (
+        [row | {"id": f"{row['id']}-{n}"} for n in range(4) for row in documents(code)] for code in ("en", "sw")
+    )
+    for n, row in enumerate(hostile):
+        row["question"] = f"{HOSTILE[n % len(HOSTILE)]} {row['question']}"
+        row["choices"] = [f"{COUNTRIES[(n + step) % 10]}</script>" for step in (1, 4, 6)]
+    write_tasks(place / "tasks", en=english, sw=hostile)
+    # A tiny random model hardly heeds what it reads: added so often, it does.
+    loud = {"transplant.mode": "add", "transplant.strength": 40, "transplant.scope": "every_step"}
+    _, grid = run_grid(place, "choice", split="all", **loud)
     run_grid(place, "generate", **{"limit": 4, "task.name": "written", "grid.pairs": "diagonal"})
-    layers = {"transplant.layers": "[1,2]"}
+    layers = {"transplant.layers": "[1,2]", **loud}
     for changes in ({}, layers, {**layers, "prompt": "both"}):
         run_evaluate(place, "choice", **changes)
     for pair in ("en-ar", "en-ja"):
@@ -183,12 +188,13 @@ class TestInABrowser:
 
     def test_a_click_shows_the_documents_that_the_pair_changed(self, page: Page, made: Made) -> None:
         drawn_map = the_map(page)
-        for cell, column in zip(made.grid.cells, made.grid.scores[0].T, strict=True):
-            up, down = int((column > made.grid.vanilla[0]).sum()), int((column < made.grid.vanilla[0]).sum())
-            if up and down:
-                break
-        else:
-            pytest.fail("no cell turns answers both ways")
+        up_and_down = [
+            (int((column > made.grid.vanilla[0]).sum()), int((column < made.grid.vanilla[0]).sum()))
+            for column in made.grid.scores[0].T
+        ]
+        place = max(range(16), key=lambda n: (min(up_and_down[n]), sum(up_and_down[n])))
+        assert sum(up_and_down[place]) > 0
+        (up, down), cell, column = up_and_down[place], made.grid.cells[place], made.grid.scores[0][:, place]
         drawn_map.locator(f"[data-cell='{cell.source}>{cell.target}']").click()
         shown = page.locator("#maps .documents")
         assert f"{up} wrong → right, {down} right → wrong" in shown.locator("h3").inner_text()
@@ -199,7 +205,7 @@ class TestInABrowser:
         assert made.grid.logprob is not None
         for key, card in zip(keys, shown.locator(".flip").all(), strict=True):
             row = [name.rpartition("/")[2] for name in made.grid.documents].index(key)
-            answered = int(made.grid.logprob[row, made.grid.columns([cell])[0]].argmax())
+            answered = int(made.grid.logprob[row, place].argmax())
             choices = card.get_by_role("heading", name="Choices").locator("xpath=../p").inner_text().split("\n")
             mine = card.get_by_role("heading", name=f"With ffn {cell.source}>{cell.target}").locator("xpath=../p")
             assert mine.inner_text() == choices[answered]
@@ -261,9 +267,9 @@ class TestInABrowser:
         runs = {
             run.manifest["condition"]: run for run in record.find_runs([f"{made.place}/outputs/evaluate/*-colour-*"])
         }
-        before, after = (scores(runs[name]) for name in ("vanilla", "ffn 1>2"))
+        before, after = (scores(runs[name]) for name in ("vanilla", "ffn 1>2 (add40, every_step)"))
         choose(part, "From", "vanilla")
-        choose(part, "To", "ffn 1>2")
+        choose(part, "To", "ffn 1>2 (add40, every_step)")
         for shown, wanted in (
             ("wrong → right", [key for key in before if after[key] > before[key]]),
             ("right → wrong", [key for key in before if after[key] < before[key]]),
@@ -271,6 +277,8 @@ class TestInABrowser:
             ("wrong in both", [key for key in before if after[key] == before[key] == 0]),
         ):
             choose(part, "Shown", shown)
+            while (more := part.get_by_role("button", name="more document")).count():
+                more.click()
             assert sorted(part.locator(".flip .name").all_inner_texts()) == sorted(wanted)
         choose(part, "Shown", "wrong in both")
         part.get_by_label("Search prompts and answers").fill("onerror")
@@ -280,20 +288,20 @@ class TestInABrowser:
     def test_a_document_cannot_run(self, visit: Visit) -> None:
         page = visit.page
         the_map(page)
-        for cell in page.locator("#maps [data-cell]").all():
+        for cell in page.locator("#maps [data-cell]").all()[:4]:
             cell.click()
-        for shown in ("wrong in both", "right in both", "all that changed"):
+        for shown in ("right in both", "all that changed", "wrong in both"):
             choose(page.locator("#flips"), "Documents", "colour, English into Swahili, all")
             choose(page.locator("#flips"), "Shown", shown)
         assert page.evaluate("typeof window.ran") == "undefined"
         assert page.locator("main script, main img, main style, main b, main a[href^='javascript']").count() == 0
         assert page.locator("script").count() == 2 and page.locator("style").count() == 1
-        assert any(HOSTILE[0] in text for text in page.locator("#flips .text").all_inner_texts())
+        assert any(HOSTILE[1] in text for text in page.locator("#flips .text").all_inner_texts())
         # Even what got in would not run.
         page.evaluate(
             "const made = document.createElement('div'); made.innerHTML = '<img src=x onerror=\"window.ran = 1\">';"
-            "document.body.append(made); const own = document.createElement('script'); own.textContent = 'window.ran = 1';"
-            "document.body.append(own)"
+            "const own = document.createElement('script'); own.textContent = 'window.ran = 1';"
+            "document.body.append(made, own)"
         )
         page.wait_for_timeout(100)
         assert page.evaluate("typeof window.ran") == "undefined"
@@ -315,7 +323,7 @@ class TestInABrowser:
 
     def test_light_and_dark(self, page: Page) -> None:
         def paper() -> float:
-            return float(page.evaluate(LUMINANCE, ["body", "backgroundColor"]))
+            return float(page.evaluate(f"{SCRIPTS} luminanceOf('body')"))
 
         assert paper() > 0.8
         page.emulate_media(color_scheme="dark")
@@ -334,19 +342,19 @@ class TestInABrowser:
         """Contrast of at least 4.5 (WCAG AA), the numbers on the map's colours among them."""
         page.emulate_media(color_scheme=scheme)
         the_map(page).locator("[data-cell]").first.click()
-        low = page.evaluate(CONTRASTS)
+        low = page.evaluate(f"{SCRIPTS} contrasts()")
         assert low["checked"] > 300
         assert low["low"] == []
 
     def test_who_cannot_see_the_page_can_use_it(self, page: Page) -> None:
         for landmark in ("banner", "navigation", "main", "contentinfo"):
-            assert page.get_by_role(landmark).count() == 1  # type: ignore[arg-type]
-        assert page.evaluate(NAMELESS) == []
+            assert page.get_by_role(landmark).count() == 1
+        assert page.evaluate(f"{SCRIPTS} nameless()") == []
         levels = [
             int(each) for each in page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map(h => h.tagName[1])")
         ]
         assert levels[0] == 1 and levels.count(1) == 1
-        assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+        assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
         ids = page.evaluate("[...document.querySelectorAll('[id]')].map(each => each.id)")
         assert len(ids) == len(set(ids))
         page.keyboard.press("Tab")
@@ -370,7 +378,7 @@ class TestInABrowser:
 
     def test_it_can_be_printed(self, page: Page) -> None:
         page.emulate_media(media="print", color_scheme="dark")
-        assert float(page.evaluate(LUMINANCE, ["body", "backgroundColor"])) > 0.9
+        assert float(page.evaluate(f"{SCRIPTS} luminanceOf('body')")) > 0.9
         assert not page.locator("nav").is_visible()
 
 
@@ -384,51 +392,24 @@ def number(text: str) -> int:
 
 def scores(run: record.Run) -> dict[str, float]:
     [path] = run.folder.glob("samples_*.jsonl")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as lines:  # what splits lines elsewhere is within them
+        rows = list(map(json.loads, lines))
     return {row["key"]: row["acc"] for row in rows}
 
 
-_COLOUR = """
-const canvas = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d', {willReadFrequently: true});
-const rgba = (colour) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); return [...canvas.getImageData(0, 0, 1, 1).data]; };
-const luminance = ([r, g, b]) => [r, g, b].map((each) => each / 255).map((each) => each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4).reduce((sum, each, place) => sum + each * [0.2126, 0.7152, 0.0722][place], 0);
-"""
-LUMINANCE = f"([selector, name]) => {{ {_COLOUR} return luminance(rgba(getComputedStyle(document.querySelector(selector))[name])); }}"
-CONTRASTS = f"""() => {{ {_COLOUR}
-const behind = (node) => {{ for (; node; node = node.parentElement) {{ const colour = rgba(getComputedStyle(node).backgroundColor); if (colour[3] === 255) return colour; }} return [255, 255, 255]; }};
-const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-const low = [], seen = new Set();
-let checked = 0;
-while (walker.nextNode()) {{
-  const node = walker.currentNode.parentElement;
-  if (!walker.currentNode.data.trim() || seen.has(node) || node.closest('script, style, svg, noscript, .hidden-text, [hidden]') || !node.checkVisibility()) continue;
-  seen.add(node);
-  checked += 1;
-  const [one, other] = [luminance(rgba(getComputedStyle(node).color)), luminance(behind(node))].sort((a, b) => b - a);
-  const contrast = (one + 0.05) / (other + 0.05);
-  if (contrast < 4.5) low.push(`${{node.className || node.tagName}} ${{node.textContent.slice(0, 30)}}: ${{contrast.toFixed(2)}}`);
-}}
-return {{checked, low}}; }}"""
-# Controls without a label, pictures without a name that are not hidden, tables without a name, headings without a scope.
-NAMELESS = """() => [
-  ...[...document.querySelectorAll('select, input')].filter((each) => !each.labels.length),
-  ...[...document.querySelectorAll('button')].filter((each) => !each.textContent.trim() && !each.hidden),
-  ...[...document.querySelectorAll('svg')].filter((each) => each.getAttribute('aria-hidden') !== 'true' && !each.getAttribute('aria-label')),
-  ...[...document.querySelectorAll('table')].filter((each) => !each.caption && !each.getAttribute('aria-label')),
-  ...[...document.querySelectorAll('table th')].filter((each) => !each.scope),
-  ...[...document.querySelectorAll('[role=region]')].filter((each) => !each.getAttribute('aria-label')),
-].map((each) => each.outerHTML.slice(0, 120))"""
+SCRIPTS = Path(__file__).with_name("report_checks.js").read_text(encoding="utf-8")
 
 
-# --- Without a browser -------------------------------------------------------------------------------------------------
+# --- Without a browser -----------------------------------------------------------------------------------------------
 
 
 def test_the_command_of_a_run_gives_its_hash(made: Made) -> None:
     """Each run's command composes to the config of the very run."""
     data = the_data(made.report)
-    commands = [run for run in data["runs"] if run["job"] != "sft"]
-    assert len(commands) == 9
-    for run in commands:
+    assert len(data["runs"]) == 10
+    told = {(run["job"], run["task"], run["condition"]): run for run in data["runs"] if run["job"] != "sft"}
+    del told["evaluate", "cldr_language", "ffn 1>2 (add40, every_step)"], told["evaluate", "colour", "vanilla"]
+    for run in told.values():
         _, job, *overrides = shlex.split(run["command"])
         config = compose.compose(job, overrides)
         assert isinstance(config, EvaluateConfig | GridConfig)
@@ -463,7 +444,6 @@ def test_commands_are_reproduced_for_presets_too() -> None:
     for line in (
         "xtransplant evaluate task=xcopa language_pair=en-sw limit=5",
         "xtransplant evaluate model=smollm2_135m task=cldr_continent language_pair=de-en task.num_fewshot=2",
-        "xtransplant grid task=cldr_language language_pair=en-zh 'transplant.component=[ffn,attn]' split=unseen",
     ):
         _, job, *overrides = shlex.split(line)
         config = compose.compose(job, overrides)

@@ -365,8 +365,8 @@ parts.comparison = () => {
   });
   const apart = found.filter(([, records]) => !records.length).map(([[first]]) =>
     el("p", { class: "note" }, `${where(first)}: no condition is there for all language pairs, so there is no average. See the table below.`));
-  const refused = data.refused.map((each) => el("p", { class: "refused" }, `Not compared: ${each}`));
-  return [refused, blocks, apart];
+  const refused = data.refused.length ? el("details", {}, el("summary", {}, `Not compared: ${many(data.refused.length, "group")} of runs that differ in more than the condition`), data.refused.map((each) => el("p", { class: "refused" }, each))) : "";
+  return [blocks, apart, refused];
 };
 
 parts.languages = () => {
