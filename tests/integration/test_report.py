@@ -173,7 +173,7 @@ class TestInABrowser:
             shown = drawn_map.locator(f"[data-cell='{cell.source}>{cell.target}']")
             points = int(np.floor(100 * gain + 0.5 + 1e-9))
             assert number(shown.inner_text()) == points, cell
-            assert f"{cell.source} into {cell.target}: gain" in (shown.get_attribute("aria-label") or "")
+            assert f"{cell.source} into {cell.target}, gain" in (shown.get_attribute("aria-label") or "")
             shown.hover()
             read = page.locator("#maps .readout").inner_text().split("\n")
             assert float(read[read.index("acc") + 1]) == pytest.approx(
@@ -197,7 +197,7 @@ class TestInABrowser:
         (up, down), cell, column = up_and_down[place], made.grid.cells[place], made.grid.scores[0][:, place]
         drawn_map.locator(f"[data-cell='{cell.source}>{cell.target}']").click()
         shown = page.locator("#maps .documents")
-        assert f"{up} wrong → right, {down} right → wrong" in shown.locator("h3").inner_text()
+        assert f"{up} wrong → right, {down} right → wrong" in shown.locator(":scope > h3").inner_text()
         keys = shown.locator(".flip .name").all_inner_texts()
         changed = np.flatnonzero(column != made.grid.vanilla[0])
         assert sorted(keys) == sorted(made.grid.documents[row].rpartition("/")[2] for row in changed)[: len(keys)]

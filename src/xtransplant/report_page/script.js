@@ -282,17 +282,17 @@ function card(asked, languages, answers, change) {
   const shown = (answer) => {
     const own = answerOf(asked, answer.answer);
     const mark = !known(answer.score) ? "" : answer.binary ? (answer.score === 1 ? "\u2713 right" : "\u2717 wrong") : `scores ${number(answer.score)}`;
-    return el("div", {}, el("h4", {}, answer.label), el("span", { class: `mark ${answer.score === 1 ? "better" : "worse"}` }, mark),
+    return el("div", {}, el("h3", {}, answer.label), el("span", { class: `mark ${answer.score === 1 ? "better" : "worse"}` }, mark),
       known(own) ? spoken(own, target) : el("p", { class: "text" }, el("em", {}, "the text is not kept in this page")));
   };
   return el("li", { class: "flip" },
     el("header", {}, el("strong", { class: change[0] }, change[1]), el("span", { class: "name mono" }, asked.key)),
     el("div", { class: "pairwise" },
-      el("div", {}, el("h4", {}, `Asked, in ${languageOf(target).name}`), spoken(text(asked.target), target)),
-      el("div", {}, el("h4", {}, `Read for a transplant, in ${languageOf(source).name}`), spoken(text(asked.source), source))),
+      el("div", {}, el("h3", {}, `Asked, in ${languageOf(target).name}`), spoken(text(asked.target), target)),
+      el("div", {}, el("h3", {}, `Read for a transplant, in ${languageOf(source).name}`), spoken(text(asked.source), source))),
     el("div", { class: "pairwise answers" }, answers.map(shown),
-      el("div", {}, el("h4", {}, "Right answer"), spoken(text(asked.gold) || "\u2013", target)),
-      asked.choices.length > 1 && el("div", {}, el("h4", {}, "Choices"), spoken(asked.choices.map(text).join("\n"), target))));
+      el("div", {}, el("h3", {}, "Right answer"), spoken(text(asked.gold) || "\u2013", target)),
+      asked.choices.length > 1 && el("div", {}, el("h3", {}, "Choices"), spoken(asked.choices.map(text).join("\n"), target))));
 }
 /** Cards, a page at a time. */
 function cards(items, draw) {
@@ -516,7 +516,7 @@ function heatmap(map, component, quantity, detail) {
       const classes = [gain > 0 ? "up" : gain < 0 ? "down" : "none", sure && "sure", cell === best && "best"].filter(Boolean).join(" ");
       const node = el("td", {
         class: classes, role: "gridcell", tabindex: cell === current ? "0" : "-1", "aria-selected": "false", "data-cell": `${source}>${target}`,
-        "aria-label": `${source} into ${target}: gain ${signed(gain)}${quantity === "logprob" ? " nats" : ""}${sure ? ", beyond chance" : ""}${cell === best ? ", the best" : ""}`,
+        "aria-label": `${shown(gain)}: ${source} into ${target}, gain ${signed(gain)}${quantity === "logprob" ? " nats" : ""}${sure ? ", beyond chance" : ""}${cell === best ? ", the best" : ""}`,
         vars: { "--much": Math.min(1, Math.abs(gain) / limit).toFixed(3) },
         on: { click: () => { move(cell); open(cell); }, keydown: (event) => key(event, cell), focus: () => read(cell), mouseenter: () => read(cell) },
       }, shown(gain));
