@@ -70,8 +70,8 @@ class Result:
         against: the condition that it is compared with; None: it is the baseline, nothing is compared.
         score, vanilla, baseline: of the condition, of the untouched base model and of `against`, on the same documents.
         difference: score less baseline; below 0 is better where the metric is one of errors.
-        low, high: 95 %, a paired bootstrap over documents, which are drawn with their translations. Where the scores
-            are 0 and 1 and no document differs, Tango's interval.
+        low, high: 95 %, a paired bootstrap over documents, which are drawn with their translations. Where no document
+            differs it says nothing: for scores of 0 and 1 in one language pair Tango's interval then, else None.
         wins, losses: documents that are better and worse than with `against`.
         p, test: two-sided, this comparison alone. Never of an oracle.
         p_holm: p corrected (Holm) for the language pairs of the condition; None where pooled, which is one test.
@@ -178,7 +178,8 @@ def compare(
         raise XTransplantError(
             "\n".join(["runs: they cannot be compared.", *(f"  - {each}" for each in faults[:5])]) + more
         )
-    tables = {key: _Table(members) for key, members in sorted(groups.items())}
+    order = sorted(groups, key=lambda key: (groups[key][0].model, key[1:], key[0]))
+    tables = {key: _Table(groups[key]) for key in order}
     _refuse_unknown(against, tables.values())
     found = [_group(table, against) for table in tables.values()]
     _tell_apart(found, list(tables))
@@ -223,9 +224,23 @@ class _Known:
         self._trainings = list(trainings)
         self._read: dict[Path, Run | None] = {}
 
-    def training(self, model: Mapping[str, Any]) -> Run | None:
-        """Of a model's provenance: the training whose weights, or adapter, it has."""
-        made = model.get("adapter") or model
+    def lineage(self, model: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[tuple[Mapping[str, Any], Run | None]]]:
+        """Of a model's provenance: that of the untouched model below it, and what was made of it, the last first: an
+        adapter or a whole model, and its training where that is known."""
+        made: list[tuple[Mapping[str, Any], Run | None]] = []
+        while True:
+            adapter = model.get("adapter")
+            training = self._training(adapter or model)
+            if adapter is None and (training is None or any(run is training for _, run in made)):
+                return model, made
+            made.append((adapter or model, training))
+            if adapter is not None or training is None:
+                model = {**model, "adapter": None}
+            else:
+                model = training.manifest["model"]
+
+    def _training(self, made: Mapping[str, Any]) -> Run | None:
+        """The training whose weights, or adapter, these are."""
         weights = {name: each for name, each in (made.get("files") or {}).items() if name.endswith(".safetensors")}
         if not weights:
             return None
@@ -257,10 +272,9 @@ class _Known:
 def _evaluated(run: Run, known: _Known) -> Iterator[_Entry]:
     facts, args = run.manifest, run.results["config"]["model_args"]
     model = facts.get("model") or {}
-    training = known.training(model)
-    base = model if training is None or model.get("adapter") else training.manifest["model"]
-    tuned = training is not None or bool(model.get("adapter"))
-    label = str(facts["model_name"] if training is None else training.manifest.get("model_name", facts["model_name"]))
+    base, tuned = known.lineage(model)
+    labels = [run.manifest.get("model_name") for _, run in tuned if run is not None]
+    label = str(labels[-1] if labels and labels[-1] is not None else facts["model_name"])
     selection = args.get("selection")
     transplant = args.get("transplant") or {}
     moved = selection is not None or bool(transplant)
@@ -272,10 +286,10 @@ def _evaluated(run: Run, known: _Known) -> Iterator[_Entry]:
     name = str(facts["condition"])
     before: dict[str, Cost] = {}
     if tuned:
-        own = _trained_as(training, model)
+        own = " after ".join(_trained_as(made, training) for made, training in tuned)
         name = own if name == VANILLA else f"{own} + {name}"
-        made = (model.get("adapter") or model)["files"]
-        before[f"training {_canonical(made)}"] = Cost() if training is None else Cost.of(training.manifest)
+    for made, training in tuned:
+        before[f"training {_canonical(made['files'])}"] = Cost() if training is None else Cost.of(training.manifest)
     for each in selection["grids"] if selection is not None else []:
         before[f"grid {each.get('grid_sha256') or each.get('source')}"] = known.grid_cost(each)
     how = transplant if selection is None else {**selection["grids"][0].get("intervention", {}), **transplant}
@@ -303,10 +317,10 @@ def _evaluated(run: Run, known: _Known) -> Iterator[_Entry]:
         )
 
 
-def _trained_as(training: Run | None, model: Mapping[str, Any]) -> str:
-    """A fine-tuned model, in a few words."""
+def _trained_as(made: Mapping[str, Any], training: Run | None) -> str:
+    """What a training made, in a few words."""
     if training is None:
-        return f"SFT ({Path(str(model['adapter']['path'])).name})"
+        return f"SFT ({Path(str(made['path'])).name})"
     facts = training.manifest
     languages = facts.get("languages") or []
     words = [facts.get("method"), facts.get("data"), languages if isinstance(languages, str) else "+".join(languages)]
@@ -336,7 +350,7 @@ def _bounds(runs: Sequence[Run], evaluated: Sequence[_Entry]) -> Iterator[_Entry
         row, reached = comparison.control_row(made, fits[0])
         beside.setdefault(fits[0].sha256, []).append(row)
         note = f"the real vectors reach {row['reference']:.3f} in the same {row['number']} cells"
-        entry = _of_grid(run, made, "chance", row["name"], reached)
+        entry = _of_grid(run, made, "chance", f"control {made.meta['control']}", reached)
         control_entries.append(replace(entry, chance=row["chance"], note=note))
     there = {(entry.group, entry.pair) for entry in evaluated if entry.kind == VANILLA}
     for run, made in real:
@@ -592,20 +606,16 @@ def _against(table: _Table, base: str, higher: bool) -> list[Result]:
                 each.p_holm = p
                 each.could_be_chance = _could_be_chance(p, each)
     found = [each for pair in table.pairs for results in single.values() for each in results if each.pair == pair]
-    for name in table.conditions:
-        pairs = [pair for pair in table.where(name) if (base, pair) in table.cells]
-        if len(pairs) > 1:
-            found += [
-                pooled
-                for average in (MICRO, MACRO)
-                if (pooled := _pooled(table, tests, name, pairs, average, higher)) is not None
-            ]
+    for average in (MICRO, MACRO):
+        for name in table.conditions:
+            pairs = [pair for pair in table.where(name) if (base, pair) in table.cells]
+            pooled = _pooled(table, tests, name, pairs, average, higher) if len(pairs) > 1 else None
+            found += [] if pooled is None else [pooled]
     return found
 
 
 def _could_be_chance(p: float, result: Result) -> bool:
-    assert result.low is not None and result.high is not None
-    return p >= LEVEL or result.low <= 0 <= result.high
+    return p >= LEVEL or result.low is None or result.high is None or result.low <= 0 <= result.high
 
 
 @dataclass
@@ -737,7 +747,9 @@ def _single(table: _Table, tests: _Tests, name: str, pair: str, higher: bool) ->
         result.note = "no interval: the metric is no mean over documents"
     else:
         drawn = tests.drawn(name, {pair: 1.0})
-        result.low, result.high = _interval(drawn, known)
+        result.low, result.high = _interval(drawn)
+        if result.low is None and known.binary:
+            result.low, result.high = stats.paired_interval(known.scores, known.base)
         _effect(result, [known], 1.0)
         if known.binary:
             result.p, result.test = stats.mcnemar(known.scores, known.base), "McNemar's exact test"
@@ -797,7 +809,7 @@ def _pooled(table: _Table, tests: _Tests, name: str, pairs: list[str], average: 
         result.could_be_chance = True
     else:
         drawn = tests.drawn(name, dict(zip(pairs, weights.tolist(), strict=True)))
-        result.low, result.high = (float(edge) for edge in np.quantile(drawn, [0.025, 0.975]))
+        result.low, result.high = _interval(drawn)
         result.p, result.test = tests.pooled_p[name, average], "sign flips of questions"
         _effect(result, whole, weights)
         result.minimum_detectable = _by_error(float(drawn.std(ddof=1)))
@@ -817,10 +829,10 @@ def _on_the_same(other: _Entry | None, entry: _Entry) -> float | None:
     return None if None in values else float(np.mean(np.array(values, dtype=float)))
 
 
-def _interval(drawn: np.ndarray, known: _Paired) -> tuple[float, float]:
-    if known.binary and not known.differences.any():
-        # A bootstrap of nothing but zeros says that nothing else is possible.
-        return stats.paired_interval(known.scores, known.base)
+def _interval(drawn: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """Nothing where no document differs: resamples of nothing but zeros do not say that nothing else is possible."""
+    if not drawn.any():
+        return None, None
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)
 

@@ -272,6 +272,8 @@ def compare(config: CompareConfig) -> None:
     of_job: dict[str, list[record.Run]] = {"evaluate": [], "grid": [], "sft": []}
     for run in found:
         of_job[run.manifest["job"]].append(run)
+    if not of_job["evaluate"] and not of_job["grid"]:
+        raise XTransplantError("runs: only trainings there. Give runs of evaluate or grid too, e.g. outputs/evaluate.")
     compared = comparing.compare(of_job["evaluate"], of_job["grid"], of_job["sft"], config.against)
     _deliver(tables.comparison(compared, config.format.value), config)
 

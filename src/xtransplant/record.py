@@ -138,9 +138,7 @@ def load_run(folder: Path) -> Run | None:
         for name, expected in manifest["files"].items():
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
                 raise Damaged(f"{folder / name} was changed after its run. The run's command computes it anew.")
-        # A training has none.
-        graded = "results.json" in manifest["files"]
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8")) if graded else {}
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError) as error:
         raise Damaged(f"{folder} is damaged: {error}. The run's command computes it anew.") from error
     return Run(folder, manifest, results)

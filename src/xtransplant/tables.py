@@ -316,9 +316,9 @@ def _compared(group: Group) -> list[_Piece]:
     labels = f"{group.model}, {group.task}, {group.split}: {group.metric}"
     title = f"{labels}{'' if group.higher_is_better else ' (lower is better)'}"
     pieces: list[_Piece] = []
-    bases = dict.fromkeys(each.against for each in group.results if each.against is not None)
-    first = next(iter(bases), None)
-    for base in bases or {None: None}:
+    bases: list[str | None] = list(dict.fromkeys(each.against for each in group.results if each.against is not None))
+    first = bases[0] if bases else None
+    for base in bases or [None]:
         # The baselines' own scores once, in the first table.
         results = [each for each in group.results if each.against == base or (each.against is None and base == first)]
         rows = [[_place(each), *_row(each)] for each in results if each.pooled is None]
@@ -336,8 +336,7 @@ def _compared(group: Group) -> list[_Piece]:
 
 
 _HEADER = [
-    *("pair", "condition", "docs", "score", "difference [95 %]", "won:lost", "p", "Holm", "effect", "detectable"),
-    "reading",
+    *("pair", "condition", "docs", "score", "difference [95 %]", "won:lost", "p", "effect", "detectable", "reading"),
 ]
 
 
@@ -352,7 +351,7 @@ def _row(result: Result) -> list[str]:
     return [
         *(result.condition, str(result.documents), _number(result.score), difference),
         "-" if result.wins is None else f"{result.wins}:{result.losses}",
-        *(_p(result.p), _p(result.p_holm)),
+        _p(result.p if result.pooled else result.p_holm),
         "-" if result.effect is None else f"{result.effect:+.2f} {'d' if result.effect_name == 'd_z' else 'h'}",
         _number(result.minimum_detectable),
         _reading(result),
@@ -374,6 +373,7 @@ def _reading(result: Result) -> str:
 _COST_HEADER = [
     "condition",
     "pair",
+    "docs",
     "seconds",
     "tokens",
     "flops",
@@ -404,7 +404,7 @@ def _cost_row(result: Result) -> list[str]:
     price = numbers(Cost(result.price_seconds, None, result.price_flops))
     pairs = result.pair or f"all {result.pairs}"
     tokens = "-" if result.cost.tokens is None else str(result.cost.tokens)
-    return [result.condition, pairs, seconds, tokens, flops, *before, *price]
+    return [result.condition, pairs, str(result.documents), seconds, tokens, flops, *before, *price]
 
 
 def _comparison_legend(found: Comparison) -> list[str]:
@@ -412,11 +412,11 @@ def _comparison_legend(found: Comparison) -> list[str]:
     lines = [
         "difference: score less that of the condition compared with, on the same documents [paired bootstrap over "
         "documents, drawn with their translations].",
-        f"p: {' or '.join(sorted({each.test for each in results if each.test}))}, two-sided; Holm: p corrected for the "
-        "condition's language pairs, not for the number of conditions.",
+        f"p: {' or '.join(sorted({each.test for each in results if each.test}))}, two-sided; of a language pair "
+        "corrected (Holm) for the condition's language pairs. Not corrected for the number of conditions.",
         "effect: Cohen's h of two shares; d: the mean difference over the differences' standard deviation. detectable: "
-        "the least difference that so many documents show with 80 % power.",
-        "could be chance: p (corrected, where there are language pairs) is 0.05 or more, or the interval has 0 in it.",
+        "the least difference that so many documents show with 80 % power; - if none would, or no document differs.",
+        "could be chance: p is 0.05 or more, or the interval has 0 in it.",
         "Costs are of all documents of the condition: - where not recorded. before: its training, or the grids that it "
         "was chosen on. a point: what 0.01 gained costs beyond the condition compared with, all included.",
     ]

@@ -132,6 +132,9 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     ("summarize output=.", ("output=.", "a folder", "summary.txt")),
     ("summarize format=html", ("format=html", "text, csv, markdown or latex")),
     ("summarize runs=[nowhere/*]", ("nowhere/*", "outputs/evaluate/*")),
+    ("compare", ("runs: outputs/evaluate matches no folder", "outputs/evaluate/*")),
+    ("compare runs=[nowhere,none/*] format=html", ("3 faults", "nowhere", "none/*", "text, csv, markdown or latex")),
+    ("compare output=a_file aginst=sft", ("a_file", "overwrite=true", "Did you mean against?")),
     ("doctor source_prompt=", ("source_prompt=", "empty")),
     ("doctor target_prompt=' '", ("target_prompt", "empty")),
     # layers

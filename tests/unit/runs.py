@@ -49,7 +49,7 @@ def made_run(
     args = {
         "task": {"tasks": [f"{task}_{{lang}}" for task in scores], "languages": {}},
         "language_pair": {"source": source, "target": target},
-        "transplant": None if condition == "vanilla" else condition,
+        "transplant": None if condition == "vanilla" else {"layers": condition},
         "seed": 1,
     }
     return Run(

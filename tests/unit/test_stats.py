@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -12,8 +13,13 @@ from xtransplant.stats import (
     bootstrap_interval,
     bootstrap_intervals,
     chosen_gain,
+    cohens_h,
+    detectable,
+    detectable_mean,
     false_discovery,
+    holm,
     mcnemar,
+    mcnemar_power,
     paired_interval,
     resampled_means,
     sign_flip_max_t,
@@ -413,3 +419,86 @@ def test_every_group_keeps_its_number_of_documents() -> None:
 def test_a_unit_is_in_a_group_once() -> None:
     with pytest.raises(ValueError, match="each once"):
         resampled_means([np.ones((2, 1))], ["aa"])
+
+
+# --- Corrections, effect sizes, power --------------------------------------------------------------------------------
+
+
+def test_holm_worked_by_hand() -> None:
+    # Sorted 0.005, 0.01, 0.03, 0.04: times 4, 3, 2, 1, and never less than the one before.
+    found = holm(np.array([0.01, 0.04, 0.03, 0.005]))
+    np.testing.assert_allclose(found, [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm(np.array([0.5, 0.9, 0.5])), [1, 1, 1])
+    np.testing.assert_allclose(holm(np.array([0.2])), [0.2])
+
+
+def test_holm_rejects_what_stepping_down_rejects() -> None:
+    """The procedure itself: the smallest against alpha / m, the next against alpha / (m - 1), until one fails."""
+    generator = np.random.default_rng(3)
+    for _ in range(200):
+        p = generator.beta(0.5, 3, size=6)
+        rejected = set()
+        for step, index in enumerate(np.argsort(p)):
+            if p[index] > 0.05 / (6 - step):
+                break
+            rejected.add(int(index))
+        assert set(np.flatnonzero(holm(p) <= 0.05).tolist()) == rejected
+
+
+def test_cohens_h_of_known_shares() -> None:
+    # Cohen (1988), table 6.2.2: 2 arcsin of the root of 0.50 is 1.571, of 0.25 is 1.047.
+    assert cohens_h(0.5, 0.25) == pytest.approx(1.571 - 1.047, abs=1e-3)
+    assert cohens_h(0.25, 0.5) == -cohens_h(0.5, 0.25)
+    assert cohens_h(1.0, 0.0) == pytest.approx(np.pi)
+
+
+@pytest.mark.parametrize(("documents", "gain", "discordance"), [(50, 0.2, 0.3), (200, 0.08, 0.2), (40, 0.25, 0.25)])
+def test_the_power_of_mcnemars_test_is_what_a_simulation_finds(documents: int, gain: float, discordance: float) -> None:
+    generator = np.random.default_rng(0)
+    wins, losses = (discordance + gain) / 2, (discordance - gain) / 2
+    drawn = generator.multinomial(documents, [wins, losses, 1 - discordance], size=4000)
+    found = [
+        up > down and mcnemar(np.repeat([1, 0, 0], counts), np.repeat([0, 1, 0], counts)) <= 0.05
+        for counts in drawn.tolist()
+        for up, down, _ in [counts]
+    ]
+    expected = mcnemar_power(documents, gain, discordance)
+    assert np.mean(found) == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / 4000))
+
+
+def test_the_power_is_the_sum_over_all_that_can_happen() -> None:
+    documents, gain, discordance = 9, 0.5, 0.7
+    wins, losses = (discordance + gain) / 2, (discordance - gain) / 2
+    total = 0.0
+    for up, down in itertools.product(range(documents + 1), repeat=2):
+        if up + down > documents or up <= down:
+            continue
+        p = sum(math.comb(up + down, n) for n in range(down + 1)) / 2 ** (up + down - 1)
+        if p <= 0.05:
+            ways = math.comb(documents, up) * math.comb(documents - up, down)
+            total += ways * wins**up * losses**down * (1 - discordance) ** (documents - up - down)
+    assert mcnemar_power(documents, gain, discordance) == pytest.approx(total)
+
+
+def test_the_detectable_gain_has_the_power_that_is_asked_for() -> None:
+    for documents, discordance in [(57, 0.1), (200, 0.2), (1000, 0.05), (10_000, 0.3)]:
+        gain = detectable(documents, discordance)
+        assert gain is not None
+        assert mcnemar_power(documents, gain, max(gain, discordance)) == pytest.approx(0.8, abs=2e-3)
+    # Connor's (1987) formula, which takes the number that differs for known and the test for normal, is near where
+    # there are many.
+    gain = detectable(10_000, 0.3)
+    assert gain is not None
+    needed = (1.95996 * 0.3**0.5 + 0.84162 * (0.3 - gain**2) ** 0.5) ** 2 / gain**2
+    assert needed == pytest.approx(10_000, rel=0.03)
+    # Five documents, all wins, have p = 2 / 2^5 > 0.05.
+    assert detectable(5, 0.5) is None
+    assert detectable(6, 0.0) is not None
+
+
+def test_the_detectable_mean_is_found_four_times_in_five() -> None:
+    generator = np.random.default_rng(1)
+    documents, spread = 400, 0.7
+    gain = detectable_mean(spread / documents**0.5)
+    means = gain + generator.normal(size=20_000) * spread / documents**0.5
+    assert np.mean(np.abs(means) > 1.95996 * spread / documents**0.5) == pytest.approx(0.8, abs=0.01)
