@@ -43,13 +43,15 @@ test-gpu: install  ## the engine and the sweep against plain forwards, on a CUDA
 check: lint test  ## what to run before a push
 
 # Every layer pair on some documents of two languages; the best pair for both; that pair on documents not looked at.
-demo: install  ## Gemma 3 270M: grid over all layer pairs, selection, test on unseen documents (about 4 minutes)
+demo: install  ## Gemma 3 270M: grid over all layer pairs, selection, test on unseen documents, report (about 4 minutes)
 	$(BIN)/xtransplant grid -m task=cldr_language language_pair=en-de,en-zh limit=14 output_dir=outputs/demo
 	$(BIN)/xtransplant select grid=outputs/demo/grid strategy=overall pooled=true output_dir=outputs/demo
 	$(BIN)/xtransplant evaluate -m task=cldr_language split=unseen language_pair=en-de,en-zh \
 	    'selection=null,outputs/demo/select/*/selection.json' output_dir=outputs/demo
 	@echo
 	$(BIN)/xtransplant summarize 'runs=[outputs/demo]'
+	@echo
+	$(BIN)/xtransplant report runs=outputs/demo output=outputs/demo/report.html overwrite=true
 
 hooks: install  ## have git run the lint before each commit
 	$(BIN)/pre-commit install

@@ -103,14 +103,14 @@ def entries(kind: str, config_dir: str | None = None) -> list[Entry]:
     choices = choices_of(kind.removesuffix("s"), config_dir)
     found = []
     for name, path in sorted(choices.items()):
-        about = _description(path)
+        about = description(path)
         if kind == "models":
-            content = _content(name, choices)
+            content = choice_content(name, choices)
             # A preset without a path takes the one that is given on the command line.
             where = str(content.get("path", "???")).replace("???", "model.path=…")
             found.append(Entry((name, where, str(content.get("licence") or about))))
         elif kind == "tasks":
-            content = _content(name, choices)
+            content = choice_content(name, choices)
             languages = content.get("languages") or {}
             facts = [f"{len(languages)} languages" if languages else "any language"]
             if content.get("requests") is not None:
@@ -119,7 +119,7 @@ def entries(kind: str, config_dir: str | None = None) -> list[Entry]:
             facts += [f"to be mended: there is no key {', '.join(unknown)}"] if unknown else []
             found.append(Entry((name, f"{about} ({'; '.join(facts)})".lstrip()), tuple(map(str, languages))))
         else:
-            of_it = ", ".join(_facts(name, path, _content(name, choices), config_dir))
+            of_it = ", ".join(_facts(name, path, choice_content(name, choices), config_dir))
             found.append(Entry((name, f"{about} ({of_it})")))
     return found
 
@@ -144,7 +144,7 @@ def _facts(name: str, path: Path, content: Mapping[str, Any], config_dir: str | 
     models = choices_of("model", config_dir)
     overrides = [each for each in content.get("defaults") or [] if isinstance(each, dict)]
     named = str(params.get("model", "")).split(",") + [str(each.get("override /model")) for each in overrides]
-    gated = [each for each in dict.fromkeys(named) if "gated" in str(_content(each, models).get("licence"))]
+    gated = [each for each in dict.fromkeys(named) if "gated" in str(choice_content(each, models).get("licence"))]
     return facts + ([f"{', '.join(gated)} gated"] if gated else [])
 
 
@@ -201,7 +201,7 @@ def choices_of(group: str, config_dir: str | None = None) -> dict[str, Path]:
     }
 
 
-def _content(name: str, choices: Mapping[str, Path], below: Collection[str] = ()) -> dict[str, Any]:
+def choice_content(name: str, choices: Mapping[str, Path], below: Collection[str] = ()) -> dict[str, Any]:
     """A file's keys, on top of those of the files of its group that its `defaults` name."""
     if name not in choices or name in below:
         return {}
@@ -214,11 +214,11 @@ def _content(name: str, choices: Mapping[str, Path], below: Collection[str] = ()
     merged: dict[str, Any] = {}
     for each in content.get("defaults") or []:
         if isinstance(each, str) and each != "_self_":
-            merged |= _content(each.rpartition("/")[2], choices, (*below, name))
+            merged |= choice_content(each.rpartition("/")[2], choices, (*below, name))
     return merged | content
 
 
-def _description(path: Path) -> str:
+def description(path: Path) -> str:
     """The first sentence of the comment at the top, commands and Hydra's own lines left out."""
     said = [text for text in _head(path) if not text.startswith(("xtransplant ", "@"))]
     return _SENTENCE_END.split(" ".join(filter(None, said)), maxsplit=1)[0].rstrip(":")

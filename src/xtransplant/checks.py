@@ -35,6 +35,7 @@ from xtransplant.config import (
     Mixture,
     ModelJob,
     PromptLanguages,
+    ReportConfig,
     RunJob,
     RunReader,
     SelectConfig,
@@ -265,10 +266,15 @@ def validate(config: JobConfig, num_layers: int | None = None, unclear: Collecti
             for pattern in listed(config.runs)
             if not isinstance(pattern, str) or not folders(pattern)
         ]
+        faults += [] if listed(config.runs) else ["runs=[]: empty. Give folders of runs, e.g. runs=[outputs]."]
+    if isinstance(config, ReportConfig):
+        faults += _wrong_values(config, {"seed": (config.seed >= 0, "0 or more")}, unclear)
+        faults += _output_faults(config.output_dir) if config.output is None and config.output_dir.strip() else []
     if isinstance(config, RunReader) and config.output is not None and not _is_unclear("output", unclear):
         path = Path(config.output).expanduser()
         if path.is_dir():
-            faults.append(f"output={config.output}: a folder. Give a file, e.g. output={path / 'summary.txt'}.")
+            example = path / ("report.html" if isinstance(config, ReportConfig) else "summary.txt")
+            faults.append(f"output={config.output}: a folder. Give a file, e.g. output={example}.")
         elif path.exists() and not config.overwrite:
             faults.append(f"output={config.output}: there is one. Give another, or replace it with overwrite=true.")
     return faults

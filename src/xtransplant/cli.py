@@ -31,6 +31,7 @@ from xtransplant.config import (
     EvaluateConfig,
     GridConfig,
     JobConfig,
+    ReportConfig,
     SelectConfig,
     SftConfig,
     StrategiesConfig,
@@ -274,6 +275,8 @@ def run(config: JobConfig, shown: bool = True) -> Path | None:
         grid_jobs.strategies(config)
     elif isinstance(config, AnalyzeConfig):
         grid_jobs.analyze(config)
+    elif isinstance(config, ReportConfig):
+        grid_jobs.report(config)
     elif isinstance(config, DoctorConfig):
         jobs.doctor(config)
     elif isinstance(config, CompareConfig):

@@ -39,6 +39,13 @@ class EmptyPrompt(Enum):
     vanilla = "vanilla"
 
 
+class Translated(Enum):
+    original = "original"  # not translated: made in each language
+    people = "people"
+    both = "both"  # by a machine and by people, or by a machine and then mended
+    machine = "machine"
+
+
 class PromptLanguages(Enum):
     target = "target"
     both = "both"  # the source prompt, an empty line, the target prompt
@@ -135,6 +142,9 @@ class TaskConfig:
     documents: str | None = field(default=None, metadata={"help": "how many in each language; shown only"})
     requests: str | None = field(
         default=None, metadata={"help": "lm-eval's output_type of its tasks; shown by `xtransplant list` only"}
+    )
+    translated: Translated | None = field(
+        default=None, metadata={"help": "who translated the documents; a report says so. null: not known"}
     )
     data_files: dict[str, str] = field(
         default_factory=dict,
@@ -536,12 +546,33 @@ class CompareConfig:
     overwrite: bool = field(default=False, metadata={"help": "replace the output file if there is one"})
 
 
+@dataclass
+class ReportConfig:
+    """one HTML file of finished runs, to be looked at in any browser, offline"""
+
+    runs: Any = field(
+        default_factory=lambda: ["outputs"],
+        metadata={
+            "help": "folders with runs of evaluate, grid, sft, select and strategies; patterns with * are expanded",
+            "type": "folder or [folder, …]",
+        },
+    )
+    output: str | None = field(
+        default=None,
+        metadata={"help": "file to write to; null: report.html in output_dir, replaced if there is one"},
+    )
+    title: str | None = field(default=None, metadata={"help": "heading of the page; null: the models and tasks"})
+    seed: int = field(default=1234, metadata={"help": "of permutations and bootstrap"})
+    output_dir: str = field(default="outputs", metadata=_OUTPUT_DIR)
+    overwrite: bool = field(default=False, metadata={"help": "replace the output file if there is one"})
+
+
 TaskJob = EvaluateConfig | GridConfig
 # Those whose result is a folder of its own, found again by a hash.
 RunJob = EvaluateConfig | GridConfig | SftConfig
 ModelJob = EvaluateConfig | GridConfig | SftConfig | DoctorConfig
 GridReader = SelectConfig | StrategiesConfig | AnalyzeConfig
-RunReader = SummarizeConfig | CompareConfig
+RunReader = SummarizeConfig | CompareConfig | ReportConfig
 JobConfig = ModelJob | GridReader | RunReader
 JOBS: dict[str, type[JobConfig]] = {
     "evaluate": EvaluateConfig,
@@ -552,6 +583,7 @@ JOBS: dict[str, type[JobConfig]] = {
     "analyze": AnalyzeConfig,
     "summarize": SummarizeConfig,
     "compare": CompareConfig,
+    "report": ReportConfig,
     "doctor": DoctorConfig,
 }
 
@@ -561,7 +593,7 @@ JOBS: dict[str, type[JobConfig]] = {
 # Where and how a run is done, not what it computes.
 _NOT_IN_HASH = (
     *("output_dir", "resume", "overwrite", "tracking", "batch_size", "grid.memory", "selection"),
-    *("task.data_dir", "task.documents", "task.requests", "model.device", "model.device_map"),
+    *("task.data_dir", "task.documents", "task.requests", "task.translated", "model.device", "model.device_map"),
 )
 
 

@@ -115,6 +115,11 @@ def home() -> Path:
     return Path(given).expanduser().absolute() if given else Path.home() / ".cache" / "xtransplant"
 
 
+def checkpoint_folder(name: str) -> Path:
+    """Where the checkpoint folder of an embedded model is, or will be."""
+    return home() / "models" / f"{name}-{EMBEDDED[name].sha256[:12]}"
+
+
 def embedded_folder(name: str) -> Path:
     """The checkpoint folder of an embedded model; made on first use (about a minute), found from then on.
 
@@ -127,7 +132,7 @@ def embedded_folder(name: str) -> Path:
     if name not in EMBEDDED:
         raise XTransplantError(unknown_embedded(name))
     embedded = EMBEDDED[name]
-    folder = home() / "models" / f"{name}-{embedded.sha256[:12]}"
+    folder = checkpoint_folder(name)
     if _is_complete(folder):
         return folder
     faults = package_faults(f"model.path=embedded:{name}", "gguf", "accelerate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
 import time
@@ -14,9 +15,11 @@ import numpy as np
 import yaml
 
 from xtransplant import logs, record, tables, tracking
+from xtransplant.checks import folders
 from xtransplant.config import (
     AnalyzeConfig,
     GridConfig,
+    ReportConfig,
     SelectConfig,
     StrategiesConfig,
     config_hash,
@@ -37,6 +40,7 @@ log = logging.getLogger(__name__)
 
 GRID = "grid.npz"
 _RESPONSES = "responses"
+_STRATEGIES = "strategies.json"
 _PROMPTING = (
     *("tasks", "source_tasks", "num_fewshot", "system_instruction", "apply_chat_template", "fewshot_as_multiturn"),
     "empty_prompt",
@@ -310,7 +314,7 @@ def strategies(config: StrategiesConfig) -> None:
         beside = list({each.sha256: each for each in beside}.values())
         found.append((after.meta, comparison.strategy_table(before[0], after, beside, config.seed)))
     folder = _results_folder(config, "strategies", {"grid": samples, "unseen": unseen, "controls": controls})
-    record.write(folder / "strategies.json", record.as_json([{"grid": meta, "rows": rows} for meta, rows in found]))
+    record.write(folder / _STRATEGIES, record.as_json([{"grid": meta, "rows": rows} for meta, rows in found]))
     record.write(folder / "strategies.svg", charts.bars(found))
     record.write(folder / "gains.svg", charts.gains(found))
     _miss_controls(controls)
@@ -346,6 +350,48 @@ def analyze(config: AnalyzeConfig) -> None:
         for rows in (analysis.best_rows(facts), analysis.bound_rows(facts), analysis.trust_rows(facts)):
             print(tables.table(*rows), end="\n\n")
     print(f"{_CELLS_LEGEND}\n\n{folder}")
+
+
+def report(config: ReportConfig) -> None:
+    """Write one HTML file of everything that was finished in some folders, and print its path.
+
+    Raises:
+        XTransplantError: there is no finished run, files of one were changed since, or the file cannot be written.
+    """
+    from xtransplant import compare, jobs, selection
+    from xtransplant import report as html
+
+    found = html.Found()
+    for place in listed(config.runs):
+        selections, tables_of = (
+            sorted({path for folder in folders(place) for path in folder.rglob(name)})
+            for name in ("selection.json", _STRATEGIES)
+        )
+        for path in selections:
+            found.selections[str(path)] = selection.read(str(path))
+        for path in tables_of:
+            found.strategies[str(path)] = _read_strategies(path)
+        try:
+            for run in record.find_beside([place], ("evaluate", "grid", "sft")):
+                found.add(run, Grid.load(run.folder / GRID) if run.manifest["job"] == "grid" else None)
+        except XTransplantError as error:
+            if isinstance(error, record.Damaged) or not (selections or tables_of):
+                raise
+    found.compare(lambda *runs: compare.compare(*runs).records())
+    text = html.page(html.gather(found, config.title, config.seed))
+    log.info("%s; %.1f MB", found.counted(), len(text.encode()) / 1e6)
+    path = Path(config.output).expanduser() if config.output is not None else Path(config.output_dir, "report.html")
+    jobs.write_output(path, text)
+
+
+def _read_strategies(path: Path) -> list[Any]:
+    try:
+        tables_read = json.loads(path.read_text(encoding="utf-8"))
+        if not all({"grid", "rows"} <= each.keys() for each in tables_read):
+            raise ValueError("no table of strategies")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise XTransplantError(f"{path} cannot be read: {error}. Write it anew with xtransplant strategies.") from error
+    return list(tables_read)
 
 
 def _load(places: Sequence[str], key: str, controls: bool = True) -> tuple[list[Grid], list[str]]:

@@ -449,14 +449,22 @@ def _deliver(found: str, config: RunReader) -> None:
     """Print a result, or write it to the file that is asked for."""
     if config.output is None:
         print(found)
-        return
-    path = Path(config.output).expanduser()
+    else:
+        write_output(Path(config.output).expanduser(), f"{found}\n")
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write the file that a job was asked for, and print its path.
+
+    Raises:
+        XTransplantError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        record.write(path, f"{found}\n")
+        record.write(path, text)
     except OSError as error:
         raise XTransplantError(
-            f"output={config.output}: cannot be written ({error.strerror}). Give a file in a folder of yours."
+            f"output={path}: cannot be written ({error.strerror}). Give a file in a folder of yours."
         ) from error
     print(path)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xtransplant.config import ModelConfig
-from xtransplant.embedded import EMBEDDED, package_faults, read_json, unknown_embedded
+from xtransplant.embedded import EMBEDDED, checkpoint_folder, package_faults, read_json, unknown_embedded
 
 WEIGHTS = {".safetensors"}
 PICKLED_WEIGHTS = {".bin", ".pt", ".pth"}
@@ -81,6 +81,22 @@ def num_layers(config: ModelConfig) -> int | None:
             if isinstance(level.get(key), int):
                 return int(level[key])
     return None
+
+
+def tokenizer_file(config: ModelConfig) -> Path | None:
+    """The model's tokenizer.json, where it lies on this machine already; None if it does not: nothing is fetched."""
+    kind = kind_of(config.path)
+    found: Path | None = None
+    if kind is Kind.embedded and config.path.removeprefix("embedded:") in EMBEDDED:
+        found = checkpoint_folder(config.path.removeprefix("embedded:")) / "tokenizer.json"
+    elif kind is Kind.folder:
+        found = Path(config.path).expanduser() / "tokenizer.json"
+    elif kind is Kind.hub:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(config.path, "tokenizer.json", revision=config.revision)
+        found = Path(cached) if isinstance(cached, str) else None
+    return found if found is not None and found.is_file() else None
 
 
 def _gguf_layers(path: Path) -> int | None:

@@ -211,7 +211,7 @@ def parts(run: Run) -> list[Part]:
         XTransplantError: its samples cannot be read, or a task has no metric that is a number.
     """
     facts, args = run.manifest, run.results["config"]["model_args"]
-    templates = _templates(args)
+    names = templates(args)
     found_of = measures(run)
     by_metric: dict[str, list[Measure]] = {}
     for task, several in found_of.items():
@@ -225,7 +225,7 @@ def parts(run: Run) -> list[Part]:
     found = []
     for metric, mains in by_metric.items():
         tasks = {each.task: facts["tasks"][each.task] for each in mains}
-        scores = {(templates.get(each.task, each.task), key): x for each in mains for key, x in each.scores.items()}
+        scores = {(names.get(each.task, each.task), key): x for each in mains for key, x in each.scores.items()}
         count = sum(each.documents for each in mains)
         guesses = [each.trivial * each.documents for each in mains if each.trivial is not None]
         cell = Cell(
@@ -280,7 +280,7 @@ def _main(run: Run, task: str, several: Sequence[Measure]) -> Measure:
         raise XTransplantError(f"{run.folder}: {task} has no metric that is a number.") from None
 
 
-def _templates(args: Mapping[str, Any]) -> dict[str, str]:
+def templates(args: Mapping[str, Any]) -> dict[str, str]:
     """Task -> its name before the language was filled in: parallel documents have the same."""
     task, languages = args.get("task") or {}, args.get("language_pair")
     if not task.get("tasks") or not isinstance(languages, Mapping):

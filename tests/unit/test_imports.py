@@ -51,12 +51,19 @@ ALLOWED: dict[str, set[str]] = {
     "overview": {"types", "config", "answer_language", "families", "grading", "measures", "record", "stats"},
     "tables": {"types", "answer_language", "compare", "measures", "overview", "record"},
     "compare": {"types", "comparison", "grid", "overview", "record", "stats"},
+    "languages": {"catalogue"},
+    "reproduce": {"config", "checks", "catalogue"},
+    "report": {
+        *("types", "config", "catalogue", "models", "grid", "analysis", "selection", "record", "measures", "overview"),
+        *("languages", "reproduce"),
+    },
     "tracking": {"config"},
     "tracking_worker": {"types", "record", "measures", "overview", "grid", "analysis", "charts"},
     "compose": {"types", "config", "checks", "catalogue", "families", "models", "selection", "training_data"},
     "grid_jobs": {
-        *("types", "config", "loading", "logs", "pairing", "record", "tables", "jobs", "lm", "sweep", "sweep_lm"),
-        *("grid", "grading", "selection", "strategies", "comparison", "analysis", "charts", "tracking"),
+        *("types", "config", "checks", "loading", "logs", "pairing", "record", "tables", "jobs", "lm", "sweep"),
+        *("sweep_lm", "grid", "grading", "selection", "strategies", "comparison", "analysis", "charts", "tracking"),
+        *("compare", "report"),
     },
     "jobs": {
         "types",
