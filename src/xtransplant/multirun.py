@@ -68,7 +68,7 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
         overrides = [line for line in overrides if not re.match(r"[+~]*hydra[/.]launcher[=.]", line)]
         overrides.append("hydra/launcher=basic")
     place = Path(getattr(request.runs[0], "output_dir", "outputs"), "sweeps", name)
-    started = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     attempt = place / f"{started}-{os.getpid()}"
     try:
         attempt.mkdir(parents=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xtransplant import output_head
-from xtransplant.engine import Decoder
+from xtransplant.engine import Decoder, Work
 
 HIDDEN = 48
 
@@ -28,7 +28,7 @@ def decoder_of(weight: Tensor, **config: Any) -> Decoder:
         def get_output_embeddings(self) -> nn.Linear:
             return self.head
 
-    return cast(Decoder, SimpleNamespace(model=Model()))
+    return cast(Decoder, SimpleNamespace(model=Model(), work=Work(), work_of=lambda tokens, rows: Work()))
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
