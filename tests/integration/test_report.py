@@ -373,9 +373,10 @@ class TestInABrowser:
             own = [scores_of[n] for n, cell in enumerate(made.grid.cells) if cell.source == layer]
             assert mean == pytest.approx(np.mean(own), abs=6e-4)
 
-    def test_it_fits_a_telephone(self, page: Page) -> None:
-        page.set_viewport_size({"width": 360, "height": 740})
-        assert page.evaluate("document.documentElement.scrollWidth") <= 361
+    @pytest.mark.parametrize("width", [360, 1000, 1250])
+    def test_it_fits_a_telephone_and_any_window(self, page: Page, width: int) -> None:
+        page.set_viewport_size({"width": width, "height": 740})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width + 1
 
     def test_it_can_be_printed(self, page: Page) -> None:
         page.emulate_media(media="print", color_scheme="dark")
