@@ -281,8 +281,9 @@ function card(asked, languages, answers, change) {
   const [source, target] = languages;
   const shown = (answer) => {
     const own = answerOf(asked, answer.answer);
-    const mark = !known(answer.score) ? "" : answer.binary ? (answer.score === 1 ? "\u2713 right" : "\u2717 wrong") : `scores ${number(answer.score)}`;
-    return el("div", {}, el("h3", {}, answer.label), el("span", { class: `mark ${answer.score === 1 ? "better" : "worse"}` }, mark),
+    const right = answer.score === (answer.higher ? 1 : 0); // of a metric of errors 0 is right
+    const mark = !known(answer.score) ? "" : answer.binary ? (right ? "\u2713 right" : "\u2717 wrong") : `scores ${number(answer.score)}`;
+    return el("div", {}, el("h3", {}, answer.label), el("span", { class: `mark ${right ? "better" : "worse"}` }, mark),
       known(own) ? spoken(own, target) : el("p", { class: "text" }, el("em", {}, "the text is not kept in this page")));
   };
   return el("li", { class: "flip" },
@@ -556,8 +557,8 @@ function showDocuments(map, component, cell, detail, back) {
     heading, left.length ? el("p", { class: "note" }, left.join(" ")) : "",
     items.length ? "" : el("p", {}, "This pair changes no answer."),
     cards(kept, ({ row, before, after }) => card(data.pool[map.documents[row]], map.languages, [
-      { label: "Untouched model", answer: map.vanilla.answers?.[row], score: before, binary },
-      { label: `With ${component} ${part.source[cell]}>${part.target[cell]}`, answer: answer(row), score: after, binary },
+      { label: "Untouched model", answer: map.vanilla.answers?.[row], score: before, binary, higher: map.higher },
+      { label: `With ${component} ${part.source[cell]}>${part.target[cell]}`, answer: answer(row), score: after, binary, higher: map.higher },
     ], changeOf(before, after, binary, sign)))));
   detail.onkeydown = (event) => { if (event.key === "Escape") back(); };
   heading.focus();
@@ -672,7 +673,7 @@ parts.flips = () => {
       el("tbody", {}, el("tr", {}, el("th", { scope: "row" }, `${a.label}: right`), el("td", { class: "num" }, count(number4("both"))), el("td", { class: "num worse" }, `\u25bc ${number4("down")}`)),
         el("tr", {}, el("th", { scope: "row" }, `${a.label}: wrong`), el("td", { class: "num better" }, `\u25b2 ${number4("up")}`), el("td", { class: "num" }, count(number4("neither"))))))) : "");
     list.replaceChildren(...cards(kept, ({ row, before, after }) => card(data.pool[set.documents[row]], set.languages, [
-      { label: a.label, answer: a.answers[row], score: before, binary }, { label: b.label, answer: b.answers[row], score: after, binary },
+      { label: a.label, answer: a.answers[row], score: before, binary, higher: set.higher }, { label: b.label, answer: b.answers[row], score: after, binary, higher: set.higher },
     ], before === after ? ["chance", state.what === "both" ? "= right in both" : "= wrong in both"] : changeOf(before, after, binary, sign))));
   }
   function bar(focused) {
