@@ -160,8 +160,8 @@ def train(config: SftConfig, data: TrainingData, folder: Path) -> Trained:
     """Train, and save the adapter or the model in a folder; goes on from the last checkpoint that is in it.
 
     Raises:
-        XTransplantError: `max_length` is more than the model reads, it has no such modules, or no example fits; as
-            `loading.load`.
+        XTransplantError: `max_length` is more than the model reads, it has no such modules, or no example fits, or with
+            `patience` none that is held out; as `loading.load`.
     """
     loaded = loading.load_anew(config.model)
     model, lm = loaded.model, tokenizing(loaded.tokenizer)
@@ -180,6 +180,12 @@ def train(config: SftConfig, data: TrainingData, folder: Path) -> Trained:
         raise XTransplantError(
             f"max_length={config.max_length}: all {training.dropped} examples are longer, and too_long=drop. Raise it, "
             "or cut them with too_long=cut."
+        )
+    if config.patience is not None and not held_out.rows:
+        raise XTransplantError(
+            f"max_length={config.max_length}: all {held_out.dropped} examples held out are longer, and too_long=drop; "
+            f"so patience={config.patience} has nothing to look at. Raise it, cut them with too_long=cut, or give "
+            "patience=null."
         )
     for what, count in (("cut", training.cut + held_out.cut), ("dropped", training.dropped + held_out.dropped)):
         if count:

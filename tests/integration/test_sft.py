@@ -380,6 +380,39 @@ def test_answers_are_those_that_the_scoring_takes_for_right(kind: str, task: lis
     assert halves[0] == halves[1]
 
 
+def test_examples_from_the_documents_that_are_evaluated_are_refused(
+    model: list[str], task: list[str], tasks: Path
+) -> None:
+    """They would show the model unseen documents with their answers. From a split of their own they may come."""
+    assert data_of(*model, *task, "data.languages=[sw]", "task.num_fewshot=2").training
+    for language in ("en", "sw"):
+        text = (tasks / f"choice_{language}.yaml").read_text()
+        text = text.replace("fewshot_split: train", "fewshot_split: test").replace("colour_choice", "alike")
+        (tasks / f"alike_{language}.yaml").write_text(text, encoding="utf-8")
+    families.find_tasks.cache_clear()
+    given = [*model, *task, 'task.tasks=["alike_{lang}"]', "data.languages=[sw]"]
+    assert data_of(*given).training
+    with pytest.raises(XTransplantError, match=r"num_fewshot=2: alike_sw draws .* 4 of them are not of the sample"):
+        data_of(*given, "task.num_fewshot=2")
+
+
+def test_an_early_stop_needs_held_out_examples_that_fit(model: list[str], arguments: list[str], capsys: Any) -> None:
+    harness = lm.tokenizing(loading.load_tokenizer(config_of("evaluate", *model, "task=cldr_language").model))
+
+    def shortest(examples: list[Example]) -> int:
+        return min(sft.encode([each], harness, 512, TooLong.cut).tokens for each in examples)
+
+    # Documents are drawn by the seed: one with which all of those held out are longer than some others.
+    for seed in range(20):
+        data = data_of(*arguments, f"seed={seed}")
+        if (fits := shortest(data.training)) < shortest(data.held_out):
+            break
+    given = [f"seed={seed}", f"max_length={fits}", "too_long=drop", "patience=1"]
+    assert cli.main(["sft", *arguments, *given]) == 2
+    said = capsys.readouterr().err
+    assert f"max_length={fits}: all {len(data.held_out)} examples held out" in said and "patience=null" in said
+
+
 def test_the_loss_is_on_the_answer_in_the_harness_tokens(model: list[str], task: list[str]) -> None:
     data = data_of(*model, *task, "data.languages=[sw]", "data.held_out=0")
     config = config_of("sft", *model, *task).model
