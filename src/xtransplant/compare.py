@@ -614,6 +614,12 @@ def _refuse_unknown(against: str | None, given: Iterable[_Table]) -> None:
     if against is None:
         return
     tables = list(given)
+    oracles = [name for table in tables for name in table.meant(against) if table.kind(name) in ORACLES]
+    if oracles:
+        raise XTransplantError(
+            f"against={against}: an oracle, which reads the labels: nothing is tested against it. What it reaches is "
+            "in the table. Give a condition of another kind."
+        )
     several = [each for table in tables if len(each := table.meant(against)) > 1]
     if several:
         raise XTransplantError(f"against={against}: several conditions are: {', '.join(several[0])}. Give one of them.")

@@ -407,6 +407,8 @@ def test_against_another_condition(tmp_path: Path) -> None:
     runs.append(a_run(tmp_path, "attn 3>1", red=BETTER))
     with pytest.raises(XTransplantError, match="several conditions are: attn 3>1, ffn 3>1"):
         compare(runs, grids, trainings, against="transplant")
+    with pytest.raises(XTransplantError, match="against=upper_bound: an oracle"):
+        compare(runs, grids, trainings, against="upper_bound")
 
 
 def test_conditions_of_one_name_are_told_apart_and_a_copy_is_no_condition(tmp_path: Path) -> None:
