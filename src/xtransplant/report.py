@@ -488,7 +488,6 @@ def _run(run: Run, environments: list[dict[str, Any]]) -> dict[str, Any]:
         environments.append(environment)
     model = facts.get("model") or {}
     tasks = facts.get("tasks") or {}
-    timings = facts.get("timings") or {}
     return {
         **{"job": facts["job"], "folder": str(run.folder), "hash": facts.get("config_hash"), "seed": facts.get("seed")},
         **{"model": facts.get("model_name"), "task": facts.get("task_name"), "pair": facts.get("language_pair")},
@@ -508,7 +507,8 @@ def _run(run: Run, environments: list[dict[str, Any]]) -> dict[str, Any]:
             name: {key: each.get(key) for key in ("version", "documents", "prompts_sha256", "keys_sha256")}
             for name, each in tasks.items()
         },
-        "cost": facts.get("cost") or {"seconds": timings.get("total_seconds"), "tokens": None, "flops": None},
+        # Of an earlier version not known: its timings are with loading and checks, which no cost is.
+        "cost": facts.get("cost") or dict.fromkeys(("seconds", "tokens", "flops")),
     }
 
 

@@ -63,7 +63,7 @@ const improves = (record) => (record.higher_is_better === false ? -1 : 1) * reco
 
 /** What a result comes to: [class, mark, words]. The mark and the words say what the colour says. */
 function verdict(record) {
-  if (record.kind === "upper_bound") return ["chance", "\u25cb", "an oracle, reads the labels"];
+  if (record.kind === "upper_bound") return ["chance", "\u25cb", record.could_be_chance === false ? "an oracle, beyond its control" : "an oracle, could be chance"];
   if (record.kind === "chance") return ["chance", "\u25cb", "what the oracle reaches by chance"];
   if (!known(record.difference)) return ["chance", "", record.against ? "not compared" : "the baseline"];
   if (record.could_be_chance === true) return ["chance", "\u2248", "could be chance"];
@@ -759,11 +759,12 @@ parts.cost = () => {
   for (const run of data.runs) {
     const what = run.job === "grid" ? `every layer pair${run.control ? `, control ${run.control}` : ""}` : run.job === "sft" ? `training${run.trained ? ` (${run.trained.join(", ")})` : ""}` : run.condition;
     const key = JSON.stringify([run.job, run.model, run.task, run.split, what]);
-    if (!groups.has(key)) groups.set(key, { job: run.job, model: run.model, task: run.task, split: run.split, what, runs: 0, documents: 0, seconds: null, tokens: null, flops: null });
+    if (!groups.has(key)) groups.set(key, { job: run.job, model: run.model, task: run.task, split: run.split, what, runs: 0, documents: 0, seconds: 0, tokens: 0, flops: 0 });
     const group = groups.get(key);
     group.runs += 1;
     group.documents += run.documents || 0;
-    for (const name of ["seconds", "tokens", "flops"]) if (known(run.cost[name])) group[name] = (group[name] ?? 0) + run.cost[name];
+    // A sum with something unknown in it is not known.
+    for (const name of ["seconds", "tokens", "flops"]) group[name] = known(group[name]) && known(run.cost[name]) ? group[name] + run.cost[name] : null;
   }
   const rows = [...groups.values()];
   const most = Math.max(...rows.map((row) => row.seconds ?? 0)) || 1;
