@@ -213,6 +213,11 @@ class _Entry:
     beyond_chance: bool = False  # of an upper bound: its controls reach less
     note: str = ""
     plain_sources: bool = True  # source prompts are the pair's own
+    trained: str = ""  # what fine-tuning made: the beginning of the name
+
+    @property
+    def weights(self) -> str:
+        return _canonical(_weights(self.run.manifest.get("model") or {}))
 
     @property
     def is_pim(self) -> bool:
@@ -284,9 +289,9 @@ def _evaluated(run: Run, known: _Known) -> Iterator[_Entry]:
         kind = "sft+transplant" if moved else "sft"
     else:
         kind = ("strategy" if selection is not None else "transplant") if moved else "pim" if both else VANILLA
-    name = str(facts["condition"])
+    name, trained = str(facts["condition"]), _trained_name(tuned)
     if tuned:
-        name = _trained_name(tuned) if name == VANILLA else f"{_trained_name(tuned)} + {name}"
+        name = trained if name == VANILLA else f"{trained} + {name}"
     before = _training_costs(tuned)
     for each in selection["grids"] if selection is not None else []:
         before[f"grid {each.get('grid_sha256') or each.get('source')}"] = Cost.of(known.grid(each))
@@ -313,6 +318,7 @@ def _evaluated(run: Run, known: _Known) -> Iterator[_Entry]:
             cost=Cost.of(facts),
             before=before,
             plain_sources=how.get("control", "none") in ("none", "zero") and not how.get("mean_over"),
+            trained=trained,
         )
 
 
@@ -422,13 +428,14 @@ def _bounds(runs: Sequence[Run], evaluated: Sequence[_Entry], known: _Known) -> 
 
 def _place(entry: _Entry) -> tuple[Any, ...]:
     """What a model without a transplant is known by."""
-    return entry.group, entry.pair, entry.kind, _canonical(_weights(entry.run.manifest.get("model") or {}))
+    return entry.group, entry.pair, entry.kind, entry.weights
 
 
 def _of_grid(run: Run, made: Grid, kind: str, name: str, values: np.ndarray, known: _Known) -> _Entry:
     facts = run.manifest
     model = facts.get("model") or {}
     base, tuned = known.lineage(model)
+    trained = _trained_name(tuned)
     metric, _, filtered = made.metric.partition(",")
     documents = [(task, key) for task, _, key in (each.partition("/") for each in made.documents)]
     components = "+".join(dict.fromkeys(cell.component.value for cell in made.cells))
@@ -436,7 +443,7 @@ def _of_grid(run: Run, made: Grid, kind: str, name: str, values: np.ndarray, kno
         some = made.meta.get("pairs", "all")
         name += f" ({components}{'' if some == 'all' else f', {some}' if isinstance(some, str) else ', some pairs'})"
     if tuned:
-        kind, name = ("sft", _trained_name(tuned)) if kind == VANILLA else (kind, f"{_trained_name(tuned)} + {name}")
+        kind, name = ("sft", trained) if kind == VANILLA else (kind, f"{trained} + {name}")
     return _Entry(
         run=run,
         group=(
@@ -460,6 +467,7 @@ def _of_grid(run: Run, made: Grid, kind: str, name: str, values: np.ndarray, kno
         cost=Cost.of(facts),
         before=_training_costs(tuned),
         plain_sources=not facts.get("control") and not (facts.get("intervention") or {}).get("mean_over"),
+        trained=trained,
     )
 
 
@@ -550,12 +558,14 @@ class _Table:
     """Conditions by name and language pair.
 
     Attributes:
+        models: where several trainings go by the same words, with numbers: which folder each is of.
         unclear: conditions of which a language pair has several that nothing tells apart: which of them go together
             over all pairs is not known.
     """
 
-    def __init__(self, entries: Sequence[_Entry]) -> None:
-        self.entries = entries
+    def __init__(self, given: Sequence[_Entry]) -> None:
+        self.models: dict[str, str] = {}
+        entries = self._numbered(given)
         self.cells: dict[tuple[str, str], _Entry] = {}
         self.unclear: set[str] = set()
         # Name -> kin -> language pair -> treatments.
@@ -567,6 +577,26 @@ class _Table:
         for pair in sorted(dict.fromkeys(entry.pair for entry in entries), key=natural):
             for entry in (each for each in entries if each.pair == pair):
                 self._add(entry, alike[entry.name])
+
+    def _numbered(self, given: Sequence[_Entry]) -> list[_Entry]:
+        """Models whose trainings go by the same words are told apart, in whatever condition they are."""
+        folders: dict[str, dict[str, str]] = {}  # words -> weights -> folder
+        for entry in given:
+            if entry.trained:
+                model = entry.run.manifest["model"]
+                folder = str((model.get("adapter") or model).get("path"))
+                folders.setdefault(entry.trained, {}).setdefault(entry.weights, folder)
+        entries = []
+        for entry in given:
+            same = folders.get(entry.trained, {})
+            if len(same) > 1:
+                order = sorted(same, key=lambda weights: (natural(same[weights]), weights))
+                number = order.index(entry.weights) + 1
+                label = entry.trained if number == 1 else f"{entry.trained} #{number}"
+                self.models[label] = same[entry.weights]
+                entry = replace(entry, name=label + entry.name.removeprefix(entry.trained), trained=label)
+            entries.append(entry)
+        return entries
 
     def _add(self, entry: _Entry, alike: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
         """Under its name, with a number where several have that: of the same kin in all language pairs the same."""
@@ -674,14 +704,7 @@ def _group(table: _Table, against: str | None) -> Group:
 
 def _told_apart(table: _Table) -> list[str]:
     """Which condition is which, where several have one name."""
-    notes = []
-    names = [entry.name for entry in table.cells.values()]
-    for name in table.conditions:
-        entry = next(entry for (each, _), entry in table.cells.items() if each == name)
-        model = entry.run.manifest.get("model") or {}
-        kins = {other.kin for other in table.cells.values() if other.name == entry.name}
-        if entry.kind.startswith("sft") and names.count(entry.name) > 1 and len(kins) > 1:
-            notes.append(f"{name}: {(model.get('adapter') or model).get('path')}.")
+    notes = [f"{name}: {folder}." for name, folder in sorted(table.models.items(), key=lambda each: natural(each[0]))]
     unclear = [name for name in table.conditions if name in table.unclear]
     if unclear and len(table.pairs) > 1:
         notes.append(

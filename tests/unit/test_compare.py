@@ -443,6 +443,11 @@ def test_trainings_of_one_name_have_the_same_number_in_all_languages(tmp_path: P
     assert {each.score for each in results(found, condition=name)} == {0.4}
     assert {each.score for each in results(found, condition=f"{name} #2")} == {0.9}
     assert found.groups[0].notes == [f"{name}: training-rank4.", f"{name} #2: training-rank8."]
+    # And in every condition.
+    moved = {"transplant": {"layers": [3, 1], "control": "none"}}
+    facts = {"model": tuned_by("rank8")}
+    runs.append(a_run(tmp_path, "ffn 3>1", "en-sw", red=BETTER, facts=facts, args=moved))
+    assert result(compare(runs, trainings=trainings), kind="sft+transplant").condition == f"{name} #2 + ffn 3>1"
 
 
 def test_the_grid_of_a_fine_tuned_model_stands_beside_it(tmp_path: Path) -> None:
