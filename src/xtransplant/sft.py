@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import time
 import warnings
@@ -161,7 +162,7 @@ def train(config: SftConfig, data: TrainingData, folder: Path) -> Trained:
 
     Raises:
         XTransplantError: `max_length` is more than the model reads, it has no such modules, or no example fits, or with
-            `patience` none that is held out; as `loading.load`.
+            `patience` none that is held out; the loss diverges; as `loading.load`.
     """
     loaded = loading.load_anew(config.model)
     model, lm = loaded.model, tokenizing(loaded.tokenizer)
@@ -341,6 +342,14 @@ def _progress(config: SftConfig, path: Path) -> Any:
         def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             row = state.log_history[-1]
             row["seconds"] = round(time.perf_counter() - self.started, 3)
+            # Where the best weights are kept, there may be some from before.
+            kept = config.patience is not None and state.best_metric is not None
+            for name in ("loss", "eval_loss"):
+                if not kept and not math.isfinite(row.get(name, 0.0)):
+                    raise XTransplantError(
+                        f"learning_rate={config.learning_rate:g}: at step {state.global_step} the loss is {row[name]}, "
+                        "no number to go on from. Give a smaller one, or a longer warmup."
+                    )
             if "loss" in row:
                 self.loss = row["loss"]
                 self.bar.set_postfix_str(f"loss {self.loss:.3f}", refresh=False)

@@ -325,6 +325,20 @@ def test_documents_that_were_trained_on_are_refused(
     assert "trained_on.json: cannot be read" in capsys.readouterr().err
 
 
+def test_a_selection_of_the_untouched_model_says_what_to_do(
+    trained: record.Run, model: list[str], task: list[str], capsys: Any
+) -> None:
+    """Not to choose anew on the sample, which a model that was trained on it may not see."""
+    asked = [*model, *task, "language_pair=en-sw"]
+    assert cli.main(["grid", *asked, "grid.pairs=diagonal"]) == 0
+    assert cli.main(["select", "grid=outputs/grid/*"]) == 0
+    capsys.readouterr()
+    selected = ["selection=outputs/select/*/selection.json", f"model.adapter={trained.folder}", "split=unseen"]
+    assert cli.main(["evaluate", *asked, *selected]) == 2
+    said = capsys.readouterr().err
+    assert "other weights of tiny. This model was trained on documents" in said and "transplant.layers" in said
+
+
 def test_all_weights(arguments: list[str], task: list[str], checkpoint: Path, capsys: Any) -> None:
     found = run(*arguments, "method=full", "learning_rate=0.001", "weight_decay=0.1")
     assert found.folder.name.startswith("tiny-colour-full-")
@@ -394,6 +408,13 @@ def test_examples_from_the_documents_that_are_evaluated_are_refused(
     assert data_of(*given).training
     with pytest.raises(XTransplantError, match=r"num_fewshot=2: alike_sw draws .* 4 of them are not of the sample"):
         data_of(*given, "task.num_fewshot=2")
+
+
+def test_a_loss_that_diverges_ends_the_training(arguments: list[str], capsys: Any) -> None:
+    given = ["learning_rate=1e30", "schedule=constant", "warmup=0"]
+    assert cli.main(["sft", *arguments, *given]) != 0
+    assert "learning_rate=1e+30: at step " in capsys.readouterr().err
+    assert not list(Path("outputs").rglob(record.MANIFEST))
 
 
 def test_an_early_stop_needs_held_out_examples_that_fit(model: list[str], arguments: list[str], capsys: Any) -> None:
