@@ -7,6 +7,7 @@ oracle over a grid reaches, with its control. All are scored on the same documen
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -71,7 +72,8 @@ class Result:
         score, vanilla, baseline: of the condition, of the untouched base model and of `against`, on the same documents.
         difference: score less baseline; below 0 is better where the metric is one of errors.
         low, high: 95 %, a paired bootstrap over documents, which are drawn with their translations. Where no document
-            differs it says nothing: for scores of 0 and 1 in one language pair Tango's interval then, else None.
+            differs, or all of them alike, it says nothing: for scores of 0 and 1 in one language pair Tango's interval
+            then; else None where no document differs.
         wins, losses: documents that are better and worse than with `against`.
         p, test: two-sided, this comparison alone. Never of an oracle.
         p_holm: p corrected (Holm) for the language pairs of the condition; None where pooled, which is one test.
@@ -168,7 +170,7 @@ def compare(
     """
     known = _Known(grids, trainings)
     entries = [entry for run in sorted(runs, key=lambda run: str(run.folder)) for entry in _evaluated(run, known)]
-    entries += _bounds(grids, entries)
+    entries += _bounds(grids, entries, known)
     groups: dict[tuple[str, ...], list[_Entry]] = {}
     for entry in entries:
         groups.setdefault(entry.group, []).append(entry)
@@ -200,6 +202,7 @@ class _Entry:
     kind: str
     name: str
     treatment: str  # what was done to the model: digest
+    kin: str  # of that what is the same in every language pair of the condition
     higher_is_better: bool
     score: float
     documents: int
@@ -210,6 +213,11 @@ class _Entry:
     beyond_chance: bool = False  # of an upper bound: its controls reach less
     note: str = ""
     plain_sources: bool = True  # source prompts are the pair's own
+    trained: str = ""  # what fine-tuning made: the beginning of the name
+
+    @property
+    def weights(self) -> str:
+        return _canonical(_weights(self.run.manifest.get("model") or {}))
 
     @property
     def is_pim(self) -> bool:
@@ -257,8 +265,8 @@ class _Known:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def grid_cost(self, facts: Mapping[str, Any]) -> Cost:
-        """Of a grid that a selection names: where it is given, or still lies where it was."""
+    def grid(self, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The manifest of a grid that a selection names, where it is given or still lies where it was; else empty."""
         sha, folder = str(facts.get("grid_sha256")), facts.get("folder")
         if sha not in self._grids:
             found: dict[str, Any] = {}
@@ -266,15 +274,13 @@ class _Known:
                 with suppress(OSError, ValueError):
                     found = json.loads((Path(folder) / record.MANIFEST).read_text(encoding="utf-8"))
             self._grids[sha] = found if found.get("grid_sha256") == sha else {}
-        return Cost.of(self._grids[sha])
+        return self._grids[sha]
 
 
 def _evaluated(run: Run, known: _Known) -> Iterator[_Entry]:
     facts, args = run.manifest, run.results["config"]["model_args"]
     model = facts.get("model") or {}
     base, tuned = known.lineage(model)
-    labels = [run.manifest.get("model_name") for _, run in tuned if run is not None]
-    label = str(labels[-1] if labels and labels[-1] is not None else facts["model_name"])
     selection = args.get("selection")
     transplant = args.get("transplant") or {}
     moved = selection is not None or bool(transplant)
@@ -283,15 +289,12 @@ def _evaluated(run: Run, known: _Known) -> Iterator[_Entry]:
         kind = "sft+transplant" if moved else "sft"
     else:
         kind = ("strategy" if selection is not None else "transplant") if moved else "pim" if both else VANILLA
-    name = str(facts["condition"])
-    before: dict[str, Cost] = {}
+    name, trained = str(facts["condition"]), _trained_name(tuned)
     if tuned:
-        own = " after ".join(_trained_as(made, training) for made, training in tuned)
-        name = own if name == VANILLA else f"{own} + {name}"
-    for made, training in tuned:
-        before[f"training {_canonical(made['files'])}"] = Cost() if training is None else Cost.of(training.manifest)
+        name = trained if name == VANILLA else f"{trained} + {name}"
+    before = _training_costs(tuned)
     for each in selection["grids"] if selection is not None else []:
-        before[f"grid {each.get('grid_sha256') or each.get('source')}"] = known.grid_cost(each)
+        before[f"grid {each.get('grid_sha256') or each.get('source')}"] = Cost.of(known.grid(each))
     how = transplant if selection is None else {**selection["grids"][0].get("intervention", {}), **transplant}
     for part in parts(run):
         yield _Entry(
@@ -302,11 +305,12 @@ def _evaluated(run: Run, known: _Known) -> Iterator[_Entry]:
                 facts["split"],
                 part.block[3],
             ),
-            model=label,
+            model=_label(facts, tuned),
             pair=part.pair,
             kind=kind,
             name=name,
-            treatment=_canonical([part.treatment, model.get("files"), (model.get("adapter") or {}).get("files")]),
+            treatment=_canonical([part.treatment, _weights(model)]),
+            kin=_canonical([_weights(model), *([transplant, both, _alike(selection, known)] if moved or both else [])]),
             higher_is_better=part.higher_is_better,
             score=part.cell.score,
             documents=part.cell.documents,
@@ -314,7 +318,48 @@ def _evaluated(run: Run, known: _Known) -> Iterator[_Entry]:
             cost=Cost.of(facts),
             before=before,
             plain_sources=how.get("control", "none") in ("none", "zero") and not how.get("mean_over"),
+            trained=trained,
         )
+
+
+_Made = Sequence[tuple[Mapping[str, Any], Run | None]]
+
+
+def _label(facts: Mapping[str, Any], tuned: _Made) -> str:
+    """The name of the untouched model."""
+    labels = [run.manifest.get("model_name") for _, run in tuned if run is not None]
+    return str(labels[-1] if labels and labels[-1] is not None else facts["model_name"])
+
+
+def _weights(model: Mapping[str, Any]) -> list[Any]:
+    return [model.get("files"), (model.get("adapter") or {}).get("files")]
+
+
+def _alike(selection: Mapping[str, Any] | None, known: _Known) -> Any:
+    """How was chosen, and on what kind of grids: which these are, and what came of it, differs by language pair."""
+    if selection is None:
+        return None
+    grids = {
+        _canonical(
+            [
+                *(each.get(name) for name in ("task_name", "intervention", "control", "source")),
+                *(known.grid(each).get(name) for name in ("components", "pairs", "left_out", "split")),
+            ]
+        )
+        for each in selection["grids"]
+    }
+    return [selection["strategy"], selection.get("pooled"), sorted(grids)]
+
+
+def _training_costs(tuned: _Made) -> dict[str, Cost]:
+    return {
+        f"training {_canonical(made['files'])}": Cost() if training is None else Cost.of(training.manifest)
+        for made, training in tuned
+    }
+
+
+def _trained_name(tuned: _Made) -> str:
+    return " after ".join(_trained_as(made, training) for made, training in tuned)
 
 
 def _trained_as(made: Mapping[str, Any], training: Run | None) -> str:
@@ -335,8 +380,9 @@ def _canonical(value: Any) -> str:
 # --- What a grid says ------------------------------------------------------------------------------------------------
 
 
-def _bounds(runs: Sequence[Run], evaluated: Sequence[_Entry]) -> Iterator[_Entry]:
-    """Of each grid its upper bound, of each control that of the control; vanilla where no run of `evaluate` has it."""
+def _bounds(runs: Sequence[Run], evaluated: Sequence[_Entry], known: _Known) -> Iterator[_Entry]:
+    """Of each grid its upper bound, of each control that of the control; and the model without a transplant, vanilla or
+    fine-tuned, where no run of `evaluate` has it."""
     loaded = [(run, Grid.load(run.folder / "grid.npz")) for run in runs]
     real = [(run, made) for run, made in loaded if made.meta["control"] is None]
     controls = [(run, made) for run, made in loaded if made.meta["control"] is not None]
@@ -350,20 +396,20 @@ def _bounds(runs: Sequence[Run], evaluated: Sequence[_Entry]) -> Iterator[_Entry
         row, reached = comparison.control_row(made, fits[0])
         beside.setdefault(fits[0].sha256, []).append(row)
         note = f"the real vectors reach {row['reference']:.3f} in the same {row['number']} cells"
-        entry = _of_grid(run, made, "chance", f"control {made.meta['control']}", reached)
+        entry = _of_grid(run, made, "chance", f"control {made.meta['control']}", reached, known)
         control_entries.append(replace(entry, chance=row["chance"], note=note))
-    there = {(entry.group, entry.pair) for entry in evaluated if entry.kind == VANILLA}
+    there = {_place(entry) for entry in evaluated}
     for run, made in real:
-        vanilla = _of_grid(run, made, VANILLA, VANILLA, made.vanilla[0].astype(np.float64))
-        if (vanilla.group, vanilla.pair) not in there:
-            there.add((vanilla.group, vanilla.pair))
-            # What the untouched model alone costs, a grid does not say.
-            yield replace(vanilla, cost=Cost())
+        plain = _of_grid(run, made, VANILLA, VANILLA, made.vanilla[0].astype(np.float64), known)
+        if _place(plain) not in there:
+            there.add(_place(plain))
+            # What the model alone costs, a grid does not say.
+            yield replace(plain, cost=Cost())
         order = grid.ranked(made)
         if not len(order):
             log.warning("%s: no cell was seen on all documents; it has no upper bound.", run.folder)
             continue
-        entry = _of_grid(run, made, "upper_bound", "upper bound", grid.union(made, order))
+        entry = _of_grid(run, made, "upper_bound", "upper bound", grid.union(made, order), known)
         rows = beside.get(made.sha256, [])
         found = [
             f"{row['name'].rpartition(' ')[2]} {row['score']:.3f}, less by {row['above']:.3f} "
@@ -380,35 +426,48 @@ def _bounds(runs: Sequence[Run], evaluated: Sequence[_Entry]) -> Iterator[_Entry
     yield from control_entries
 
 
-def _of_grid(run: Run, made: Grid, kind: str, name: str, values: np.ndarray) -> _Entry:
+def _place(entry: _Entry) -> tuple[Any, ...]:
+    """What a model without a transplant is known by."""
+    return entry.group, entry.pair, entry.kind, entry.weights
+
+
+def _of_grid(run: Run, made: Grid, kind: str, name: str, values: np.ndarray, known: _Known) -> _Entry:
     facts = run.manifest
     model = facts.get("model") or {}
+    base, tuned = known.lineage(model)
+    trained = _trained_name(tuned)
     metric, _, filtered = made.metric.partition(",")
     documents = [(task, key) for task, _, key in (each.partition("/") for each in made.documents)]
     components = "+".join(dict.fromkeys(cell.component.value for cell in made.cells))
     if kind != VANILLA:
         some = made.meta.get("pairs", "all")
         name += f" ({components}{'' if some == 'all' else f', {some}' if isinstance(some, str) else ', some pairs'})"
+    if tuned:
+        kind, name = ("sft", trained) if kind == VANILLA else (kind, f"{trained} + {name}")
     return _Entry(
         run=run,
         group=(
-            _canonical([model.get("files"), model.get("dtype")]),
+            _canonical([base.get("files"), model.get("dtype")]),
             facts["task_name"],
             facts["split"],
             f"{metric} ({filtered})" if filtered else metric,
         ),
-        model=str(facts["model_name"]),
+        model=_label(facts, tuned),
         pair=facts["language_pair"],
         kind=kind,
         name=name,
         treatment=_canonical([kind, made.sha256]),
+        kin=_canonical(
+            [_weights(model), *([facts.get("intervention"), bool(facts.get("left_out"))] if kind in ORACLES else [])]
+        ),
         higher_is_better=made.sign > 0,
         score=float(values.mean()),
         documents=len(documents),
         scores=dict(zip(documents, values.tolist(), strict=True)),
         cost=Cost.of(facts),
-        before={},
+        before=_training_costs(tuned),
         plain_sources=not facts.get("control") and not (facts.get("intervention") or {}).get("mean_over"),
+        trained=trained,
     )
 
 
@@ -452,11 +511,22 @@ def _differences(entry: _Entry, first: _Entry) -> Iterator[str]:
             yield said("documents", f"{mine['documents']} ({digests[0]})", f"others ({digests[1]})", "Other data?")
             continue
         asked = (mine.get("prompts_sha256") or {}, other.get("prompts_sha256") or {})
+        if entry.is_pim is not first.is_pim and _asked_how(entry.run) != _asked_how(first.run):
+            yield said("prompts", *_settings(entry.run, first.run, asked), "Compare runs with the same prompts.")
+            continue
         sides = [] if entry.is_pim or first.is_pim else ["target"]
         sides += ["source"] if sides and entry.plain_sources and first.plain_sources else []
         differing = [side for side in sides if asked[0].get(side) != asked[1].get(side)]
         if differing or mine.get("questions_sha256") != other.get("questions_sha256"):
             yield said("prompts", *_settings(entry.run, first.run, asked), "Compare runs with the same prompts.")
+
+
+def _asked_how(run: Run) -> list[Any]:
+    """The settings that shape a prompt: those of both prompts in one are the same as those of each."""
+    args = run.results["config"]["model_args"]
+    names = ("num_fewshot", "system_instruction", "apply_chat_template", "fewshot_as_multiturn")
+    found = [(args.get("task") or {}).get(name) for name in names]
+    return [*found, args.get("seed") if found[0] else None]
 
 
 def _settings(run: Run, other: Run, asked: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
@@ -485,14 +555,67 @@ def _short(value: Any) -> str:
 
 
 class _Table:
-    """Conditions by name and language pair."""
+    """Conditions by name and language pair.
 
-    def __init__(self, entries: Sequence[_Entry]) -> None:
-        self.entries = entries
+    Attributes:
+        models: where several trainings go by the same words, with numbers: which folder each is of.
+        unclear: conditions of which a language pair has several that nothing tells apart: which of them go together
+            over all pairs is not known.
+    """
+
+    def __init__(self, given: Sequence[_Entry]) -> None:
+        self.models: dict[str, str] = {}
+        entries = self._numbered(given)
         self.cells: dict[tuple[str, str], _Entry] = {}
+        self.unclear: set[str] = set()
+        # Name -> kin -> language pair -> treatments.
+        alike: dict[str, dict[str, dict[str, list[str]]]] = {}
+        for entry in entries:
+            some = alike.setdefault(entry.name, {}).setdefault(entry.kin, {}).setdefault(entry.pair, [])
+            if entry.treatment not in some:
+                some.append(entry.treatment)
         for pair in sorted(dict.fromkeys(entry.pair for entry in entries), key=natural):
-            for name, entry in _named([entry for entry in entries if entry.pair == pair]).items():
-                self.cells[name, pair] = entry
+            for entry in (each for each in entries if each.pair == pair):
+                self._add(entry, alike[entry.name])
+
+    def _numbered(self, given: Sequence[_Entry]) -> list[_Entry]:
+        """Models whose trainings go by the same words are told apart, in whatever condition they are."""
+        folders: dict[str, dict[str, str]] = {}  # words -> weights -> folder
+        for entry in given:
+            if entry.trained:
+                model = entry.run.manifest["model"]
+                folder = str((model.get("adapter") or model).get("path"))
+                folders.setdefault(entry.trained, {}).setdefault(entry.weights, folder)
+        entries = []
+        for entry in given:
+            same = folders.get(entry.trained, {})
+            if len(same) > 1:
+                order = sorted(same, key=lambda weights: (natural(same[weights]), weights))
+                number = order.index(entry.weights) + 1
+                label = entry.trained if number == 1 else f"{entry.trained} #{number}"
+                self.models[label] = same[entry.weights]
+                entry = replace(entry, name=label + entry.name.removeprefix(entry.trained), trained=label)
+            entries.append(entry)
+        return entries
+
+    def _add(self, entry: _Entry, alike: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """Under its name, with a number where several have that: of the same kin in all language pairs the same."""
+        sizes = {kin: max(map(len, of_pairs.values())) for kin, of_pairs in alike.items()}
+        before = sum(size for kin, size in itertools.takewhile(lambda each: each[0] != entry.kin, sizes.items()))
+        number = 1 + before + alike[entry.kin][entry.pair].index(entry.treatment)
+        name = entry.name if number == 1 else f"{entry.name} #{number}"
+        if sizes[entry.kin] > 1:
+            self.unclear.add(name)
+        twins = [
+            each
+            for (_, pair), each in self.cells.items()
+            if (pair, each.name, each.treatment) == (entry.pair, entry.name, entry.treatment)
+        ]
+        if any(each.run is entry.run or written(each.run) == written(entry.run) for each in twins):
+            return  # the same run in another folder
+        if twins:  # where it gave something else, on another device perhaps
+            name = f"{name} ({len(twins) + 1})"
+        self.cells[name, entry.pair] = entry
 
     @cached_property
     def pairs(self) -> list[str]:
@@ -517,30 +640,16 @@ class _Table:
         ]
 
 
-def _named(entries: Sequence[_Entry]) -> dict[str, _Entry]:
-    """The conditions of one language pair, told apart where several have one name."""
-    treatments: dict[str, list[str]] = {}
-    for entry in entries:
-        known = treatments.setdefault(entry.name, [])
-        if entry.treatment not in known:
-            known.append(entry.treatment)
-    found: dict[str, _Entry] = {}
-    for entry in entries:
-        number = treatments[entry.name].index(entry.treatment)
-        name = entry.name if number == 0 else f"{entry.name} #{number + 1}"
-        twins = [each for each in found.values() if each.treatment == entry.treatment and each.name == entry.name]
-        if any(each.run is entry.run or written(each.run) == written(entry.run) for each in twins):
-            continue  # the same run in another folder
-        if twins:  # where it gave something else, on another device perhaps
-            name = f"{name} ({len(twins) + 1})"
-        found[name] = entry
-    return found
-
-
 def _refuse_unknown(against: str | None, given: Iterable[_Table]) -> None:
     if against is None:
         return
     tables = list(given)
+    oracles = [name for table in tables for name in table.meant(against) if table.kind(name) in ORACLES]
+    if oracles:
+        raise XTransplantError(
+            f"against={against}: an oracle, which reads the labels: nothing is tested against it. What it reaches is "
+            "in the table. Give a condition of another kind."
+        )
     several = [each for table in tables if len(each := table.meant(against)) > 1]
     if several:
         raise XTransplantError(f"against={against}: several conditions are: {', '.join(several[0])}. Give one of them.")
@@ -577,6 +686,7 @@ def _group(table: _Table, against: str | None) -> Group:
     lacking = sorted({pair for pair in table.pairs if (VANILLA, pair) not in table.cells}, key=natural)
     if lacking and VANILLA in table.conditions:
         group.notes.append(f"No vanilla run of the base model for {', '.join(lacking)}.")
+    group.notes += _told_apart(table)
     if any(entry.scores is None for entry in entries):
         group.notes.append(
             f"No intervals and no tests where {group.metric} is not the mean of a number for each document."
@@ -590,6 +700,18 @@ def _group(table: _Table, against: str | None) -> Group:
         if not table.meant(against):
             group.notes.append(f"Nothing here is {against}.")
     return group
+
+
+def _told_apart(table: _Table) -> list[str]:
+    """Which condition is which, where several have one name."""
+    notes = [f"{name}: {folder}." for name, folder in sorted(table.models.items(), key=lambda each: natural(each[0]))]
+    unclear = [name for name in table.conditions if name in table.unclear]
+    if unclear and len(table.pairs) > 1:
+        notes.append(
+            f"No average of {', '.join(unclear)}: which of one language pair goes with which of another is not known. "
+            "Give the runs of one of them."
+        )
+    return notes
 
 
 def _against(table: _Table, base: str, higher: bool) -> list[Result]:
@@ -609,13 +731,17 @@ def _against(table: _Table, base: str, higher: bool) -> list[Result]:
     for average in (MICRO, MACRO):
         for name in table.conditions:
             pairs = [pair for pair in table.where(name) if (base, pair) in table.cells]
-            pooled = _pooled(table, tests, name, pairs, average, higher) if len(pairs) > 1 else None
+            known = len(pairs) > 1 and name not in table.unclear
+            pooled = _pooled(table, tests, name, pairs, average, higher) if known else None
             found += [] if pooled is None else [pooled]
     return found
 
 
 def _could_be_chance(p: float, result: Result) -> bool:
-    return p >= LEVEL or result.low is None or result.high is None or result.low <= 0 <= result.high
+    if result.low is None or result.high is None:
+        return True
+    rounding = 1e-6 * max(abs(result.low), abs(result.high))
+    return p >= LEVEL or (result.low <= rounding and result.high >= -rounding)
 
 
 @dataclass
@@ -746,10 +872,10 @@ def _single(table: _Table, tests: _Tests, name: str, pair: str, higher: bool) ->
         result.could_be_chance = True
         result.note = "no interval: the metric is no mean over documents"
     else:
-        drawn = tests.drawn(name, {pair: 1.0})
-        result.low, result.high = _interval(drawn)
-        if result.low is None and known.binary:
+        if known.binary and np.ptp(known.differences) == 0:
             result.low, result.high = stats.paired_interval(known.scores, known.base)
+        else:
+            result.low, result.high = _interval(tests.drawn(name, {pair: 1.0}))
         _effect(result, [known], 1.0)
         if known.binary:
             result.p, result.test = stats.mcnemar(known.scores, known.base), "McNemar's exact test"
@@ -757,7 +883,7 @@ def _single(table: _Table, tests: _Tests, name: str, pair: str, higher: bool) ->
             result.minimum_detectable = stats.detectable(entry.documents, discordance)
         else:
             result.p, result.test = tests.single_p[name, pair], "sign flips"
-            result.minimum_detectable = _by_error(known.differences.std(ddof=1) / len(known.scores) ** 0.5)
+            result.minimum_detectable = _by_error(_variance(known) ** 0.5 / len(known.scores) ** 0.5)
     _price(result, base.cost + _total(base.before), higher)
     return result
 
@@ -850,10 +976,16 @@ def _effect(result: Result, known: Sequence[_Paired], weights: Any) -> None:
         result.odds_ratio = result.wins / result.losses if result.losses and result.wins is not None else None
         return
     # Within language pairs: that some are easier is no noise of the difference.
-    variances = [each.differences.var(ddof=1) if len(each.differences) > 1 else 0.0 for each in known]
-    spread = float(np.sum(np.array(variances) * weights)) ** 0.5
+    spread = float(np.sum(np.array([_variance(each) for each in known]) * weights)) ** 0.5
     result.effect_name = "d_z"
     result.effect = result.difference / spread if spread > 0 else None
+
+
+def _variance(known: _Paired) -> float:
+    """Of the differences; 0 where all are alike but for rounding, or there is one."""
+    if len(known.differences) < 2 or np.ptp(known.differences) < 1e-9:
+        return 0.0
+    return float(known.differences.var(ddof=1))
 
 
 def _share(value: float) -> float:

@@ -275,9 +275,15 @@ def _refuse_selected(config: EvaluateConfig, chosen: Selection, pairs: list[pair
     provenance = loading.load(config.model).provenance
     weights = {"files": provenance["files"], "adapter": provenance["adapter"]}
     if any(grid["weights"] not in (None, weights) for grid in chosen.grids):
+        trained = loading.trained_on(config.model)
+        advice = (
+            "This model was trained on documents that it was made on, so it cannot be chosen anew on them: give a pair "
+            "as transplant.layers, or choose on documents that it was not trained on."
+            if any(not marks.isdisjoint(seen) for seen in trained.values())
+            else "Run the grid and the selection again on this model."
+        )
         raise XTransplantError(
-            f"selection={config.selection}: it was made on other weights of {short_name(config.model)}. Run the grid "
-            "and the selection again on this model."
+            f"selection={config.selection}: it was made on other weights of {short_name(config.model)}. {advice}"
         )
 
 

@@ -158,6 +158,8 @@ def metered(answers: _Answers) -> _Answers:
 
     @wraps(answers)
     def answered(lm: TransplantLM, *args: Any, **kwargs: Any) -> Any:
+        import xtransplant.engine  # noqa: F401  # brings torch and transformers: seconds that are no answering
+
         with lm.meter.running():
             return answers(lm, *args, **kwargs)
 

@@ -89,7 +89,8 @@ class Found:
         return ", ".join(f"{len(each)} of {name}" for name, each in numbers.items() if each)
 
     def compare(self, compared: Callable[[list[Run], list[Run], list[Run]], list[dict[str, Any]]]) -> None:
-        """Fill `records`, a task family at a time; where one is refused, each language pair alone; and `refused`.
+        """Fill `records`, a task family at a time; where one is refused, those of its language pairs that are not; and
+        `refused`.
 
         Args:
             compared: the lines of runs of `evaluate`, of `grid` and of `sft`.
@@ -108,13 +109,26 @@ class Found:
         for (task,), several in of("task_name").items():
             try:
                 self.records += compared(*several, self.trained)
+                continue
             except XTransplantError:
-                for key, members in alone.items():
-                    if key[0] == task:
-                        try:
-                            self.records += compared(*members, self.trained)
-                        except XTransplantError as error:
-                            self.refused.append(f"{', '.join(key)}: {error}")
+                pass
+            lines: list[dict[str, Any]] = []
+            left: tuple[list[Run], list[Run]] = ([], [])
+            for key, members in alone.items():
+                if key[0] != task:
+                    continue
+                try:
+                    lines += compared(*members, self.trained)
+                except XTransplantError as error:
+                    self.refused.append(f"{', '.join(key)}: {error}")
+                    continue
+                for some, more in zip(left, members, strict=True):
+                    some.extend(more)
+            try:
+                # Together again: p is corrected for all of these language pairs, and they have an average.
+                self.records += compared(*left, self.trained) if lines else []
+            except XTransplantError:
+                self.records += lines
 
 
 def gather(found: Found, title: str | None = None, seed: int = 0) -> dict[str, Any]:
@@ -326,7 +340,7 @@ def _sets(runs: Sequence[Run], order: Mapping[str, int]) -> list[dict[str, Any]]
                     {
                         "label": _label(block, name) if several else name,
                         "run": order[str(cell.folder)],
-                        "score": cell.score,
+                        "score": _short(cell.score),
                         "scores": _digits(values, levels),
                     }
                     for block, name, cell, values in columns
@@ -474,7 +488,6 @@ def _run(run: Run, environments: list[dict[str, Any]]) -> dict[str, Any]:
         environments.append(environment)
     model = facts.get("model") or {}
     tasks = facts.get("tasks") or {}
-    timings = facts.get("timings") or {}
     return {
         **{"job": facts["job"], "folder": str(run.folder), "hash": facts.get("config_hash"), "seed": facts.get("seed")},
         **{"model": facts.get("model_name"), "task": facts.get("task_name"), "pair": facts.get("language_pair")},
@@ -494,7 +507,8 @@ def _run(run: Run, environments: list[dict[str, Any]]) -> dict[str, Any]:
             name: {key: each.get(key) for key in ("version", "documents", "prompts_sha256", "keys_sha256")}
             for name, each in tasks.items()
         },
-        "cost": facts.get("cost") or {"seconds": timings.get("total_seconds"), "tokens": None, "flops": None},
+        # Of an earlier version not known: its timings are with loading and checks, which no cost is.
+        "cost": facts.get("cost") or dict.fromkeys(("seconds", "tokens", "flops")),
     }
 
 
@@ -530,7 +544,10 @@ def _training(run: Run, number: int) -> dict[str, Any]:
             lines = [json.loads(line) for line in stream if line.strip()]
     except (OSError, ValueError) as error:
         raise XTransplantError(f"{path} cannot be read: {error}. Train again with overwrite=true.") from error
-    curve = [[line["step"], line.get("loss"), line.get("eval_loss"), line.get("learning_rate")] for line in lines]
+    # A loss that diverged is no number of JSON.
+    curve = _rounded(
+        [[line["step"], line.get("loss"), line.get("eval_loss"), line.get("learning_rate")] for line in lines]
+    )
     facts = run.manifest
     return {
         **{"run": number, "curve": curve, "name": run.folder.name, "method": facts.get("method")},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import time
 import warnings
@@ -160,8 +161,8 @@ def train(config: SftConfig, data: TrainingData, folder: Path) -> Trained:
     """Train, and save the adapter or the model in a folder; goes on from the last checkpoint that is in it.
 
     Raises:
-        XTransplantError: `max_length` is more than the model reads, it has no such modules, or no example fits; as
-            `loading.load`.
+        XTransplantError: `max_length` is more than the model reads, it has no such modules, or no example fits, or with
+            `patience` none that is held out; the loss diverges; as `loading.load`.
     """
     loaded = loading.load_anew(config.model)
     model, lm = loaded.model, tokenizing(loaded.tokenizer)
@@ -180,6 +181,12 @@ def train(config: SftConfig, data: TrainingData, folder: Path) -> Trained:
         raise XTransplantError(
             f"max_length={config.max_length}: all {training.dropped} examples are longer, and too_long=drop. Raise it, "
             "or cut them with too_long=cut."
+        )
+    if config.patience is not None and not held_out.rows:
+        raise XTransplantError(
+            f"max_length={config.max_length}: all {held_out.dropped} examples held out are longer, and too_long=drop; "
+            f"so patience={config.patience} has nothing to look at. Raise it, cut them with too_long=cut, or give "
+            "patience=null."
         )
     for what, count in (("cut", training.cut + held_out.cut), ("dropped", training.dropped + held_out.dropped)):
         if count:
@@ -335,6 +342,14 @@ def _progress(config: SftConfig, path: Path) -> Any:
         def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             row = state.log_history[-1]
             row["seconds"] = round(time.perf_counter() - self.started, 3)
+            # Where the best weights are kept, there may be some from before.
+            kept = config.patience is not None and state.best_metric is not None
+            for name in ("loss", "eval_loss"):
+                if not kept and not math.isfinite(row.get(name, 0.0)):
+                    raise XTransplantError(
+                        f"learning_rate={config.learning_rate:g}: at step {state.global_step} the loss is {row[name]}, "
+                        "no number to go on from. Give a smaller one, or a longer warmup."
+                    )
             if "loss" in row:
                 self.loss = row["loss"]
                 self.bar.set_postfix_str(f"loss {self.loss:.3f}", refresh=False)

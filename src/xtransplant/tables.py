@@ -341,8 +341,9 @@ def _compared(group: Group) -> list[_Piece]:
     for base in bases or [None]:
         # The baselines' own scores once, in the first table.
         results = [each for each in group.results if each.against == base or (each.against is None and base == first)]
-        rows = [[_place(each), *_row(each)] for each in results if each.pooled is None]
-        tail = [[_place(each), *_row(each)] for each in results if each.pooled is not None]
+        higher = group.higher_is_better
+        rows = [[_place(each), *_row(each, higher)] for each in results if each.pooled is None]
+        tail = [[_place(each), *_row(each, higher)] for each in results if each.pooled is not None]
         pieces += [_Heading(f"{title}{'' if base is None else f', against {base}'}"), _Table(_HEADER, rows, tail)]
     own = [each for each in group.results if each.against in (None, first)]
     pieces.append(_Heading(f"What it costs: {labels}"))
@@ -364,7 +365,7 @@ def _place(result: Result) -> str:
     return str(result.pair or result.pooled)
 
 
-def _row(result: Result) -> list[str]:
+def _row(result: Result, higher: bool) -> list[str]:
     difference = "-" if result.difference is None else f"{result.difference:+.3f}"
     if result.low is not None and result.high is not None:
         difference += f" [{' '.join(_bare(f'{edge:+.3f}') for edge in (result.low, result.high))}]"
@@ -374,12 +375,12 @@ def _row(result: Result) -> list[str]:
         _p(result.p if result.pooled else result.p_holm),
         "-" if result.effect is None else f"{result.effect:+.2f} {'d' if result.effect_name == 'd_z' else 'h'}",
         _number(result.minimum_detectable),
-        _reading(result),
+        _reading(result, higher),
     ]
 
 
-def _reading(result: Result) -> str:
-    if result.could_be_chance is None:
+def _reading(result: Result, higher: bool) -> str:
+    if result.could_be_chance is None or result.difference is None:
         return ""
     if result.kind == "chance":
         return "control"
@@ -387,7 +388,8 @@ def _reading(result: Result) -> str:
         return "oracle, could be chance" if result.could_be_chance else "oracle, beyond its control"
     if result.could_be_chance:
         return "could be chance"
-    return "worse" if (result.losses or 0) > (result.wins or 0) else "better"
+    # Not by documents won and lost: few large changes may outweigh many small ones.
+    return "better" if (result.difference > 0) is higher else "worse"
 
 
 _COST_HEADER = [

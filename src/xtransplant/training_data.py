@@ -201,6 +201,7 @@ def _of_task(
             f"task.num_fewshot={task.config.num_fewshot}: {task.config.task} is a source side only, whose examples "
             f"are those of a target. Give task.num_fewshot=0, or leave {language} out of data.languages."
         )
+    _refuse_shown(task, found)
     asked = dict(zip(found.rows, found.questions(), strict=True))
     # In the order of the harness, which is the documents' own.
     place = {row if ours else int(found.source_rows[row] or 0): row for row in found.rows}
@@ -228,6 +229,26 @@ def _of_task(
             )
         )
     return examples
+
+
+def _refuse_shown(task: ConfigurableTask, found: pairing.Pairing) -> None:
+    """A document that is not trained on may not be an example in a prompt either, with its answer.
+
+    Raises:
+        XTransplantError: the task draws its few-shot examples from the documents that are evaluated.
+    """
+    shots = task.config.num_fewshot or 0
+    if not shots:
+        return
+    others = {*range(len(found.docs))} - {*found.rows}
+    unseen = {pairing.docs_digest([found.docs[row]]) for row in others}
+    shown = sum(pairing.docs_digest([doc]) in unseen for doc in task.fewshot_docs() or [])
+    if shown:
+        raise XTransplantError(
+            f"task.num_fewshot={shots}: {task.config.task} draws its examples from the documents that are evaluated; "
+            f"{shown} of them are not of the sample half, and a model may not be trained on prompts that show them "
+            "with their answers. Give task.num_fewshot=0."
+        )
 
 
 def _answered(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -109,3 +111,23 @@ def test_sources_count_whoever_computed_their_vectors(decoder: Decoder) -> None:
     bank.vectors([((4, 4),)], [FFN], Site.module, positions=2)  # prepared by nobody
     assert bank.work == Work(7, 7 * TOKEN)
     assert decoder.work == Work(0, 0)
+
+
+def test_seconds_of_the_first_run_of_a_process_are_without_its_imports() -> None:
+    """Else the first condition of a sweep, mostly vanilla, has some seconds more than the others."""
+    code = """
+import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
+from xtransplant import lm
+
+@contextmanager
+def running():
+    assert "xtransplant.engine" in sys.modules
+    yield
+
+assert "torch" not in sys.modules
+lm.metered(lambda answering: print("answered"))(SimpleNamespace(meter=SimpleNamespace(running=running)))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout == "answered\n", found.stderr

@@ -325,6 +325,20 @@ def test_documents_that_were_trained_on_are_refused(
     assert "trained_on.json: cannot be read" in capsys.readouterr().err
 
 
+def test_a_selection_of_the_untouched_model_says_what_to_do(
+    trained: record.Run, model: list[str], task: list[str], capsys: Any
+) -> None:
+    """Not to choose anew on the sample, which a model that was trained on it may not see."""
+    asked = [*model, *task, "language_pair=en-sw"]
+    assert cli.main(["grid", *asked, "grid.pairs=diagonal"]) == 0
+    assert cli.main(["select", "grid=outputs/grid/*"]) == 0
+    capsys.readouterr()
+    selected = ["selection=outputs/select/*/selection.json", f"model.adapter={trained.folder}", "split=unseen"]
+    assert cli.main(["evaluate", *asked, *selected]) == 2
+    said = capsys.readouterr().err
+    assert "other weights of tiny. This model was trained on documents" in said and "transplant.layers" in said
+
+
 def test_all_weights(arguments: list[str], task: list[str], checkpoint: Path, capsys: Any) -> None:
     found = run(*arguments, "method=full", "learning_rate=0.001", "weight_decay=0.1")
     assert found.folder.name.startswith("tiny-colour-full-")
@@ -378,6 +392,46 @@ def test_answers_are_those_that_the_scoring_takes_for_right(kind: str, task: lis
     assert len({(each.language, each.document) for each in data.training}) == len(data.training)
     halves = [{each.document for each in data.training if each.language == code} for code in ("en", "sw")]
     assert halves[0] == halves[1]
+
+
+def test_examples_from_the_documents_that_are_evaluated_are_refused(
+    model: list[str], task: list[str], tasks: Path
+) -> None:
+    """They would show the model unseen documents with their answers. From a split of their own they may come."""
+    assert data_of(*model, *task, "data.languages=[sw]", "task.num_fewshot=2").training
+    for language in ("en", "sw"):
+        text = (tasks / f"choice_{language}.yaml").read_text()
+        text = text.replace("fewshot_split: train", "fewshot_split: test").replace("colour_choice", "alike")
+        (tasks / f"alike_{language}.yaml").write_text(text, encoding="utf-8")
+    families.find_tasks.cache_clear()
+    given = [*model, *task, 'task.tasks=["alike_{lang}"]', "data.languages=[sw]"]
+    assert data_of(*given).training
+    with pytest.raises(XTransplantError, match=r"num_fewshot=2: alike_sw draws .* 4 of them are not of the sample"):
+        data_of(*given, "task.num_fewshot=2")
+
+
+def test_a_loss_that_diverges_ends_the_training(arguments: list[str], capsys: Any) -> None:
+    given = ["learning_rate=1e30", "schedule=constant", "warmup=0"]
+    assert cli.main(["sft", *arguments, *given]) != 0
+    assert "learning_rate=1e+30: at step " in capsys.readouterr().err
+    assert not list(Path("outputs").rglob(record.MANIFEST))
+
+
+def test_an_early_stop_needs_held_out_examples_that_fit(model: list[str], arguments: list[str], capsys: Any) -> None:
+    harness = lm.tokenizing(loading.load_tokenizer(config_of("evaluate", *model, "task=cldr_language").model))
+
+    def shortest(examples: list[Example]) -> int:
+        return min(sft.encode([each], harness, 512, TooLong.cut).tokens for each in examples)
+
+    # Documents are drawn by the seed: one with which all of those held out are longer than some others.
+    for seed in range(20):
+        data = data_of(*arguments, f"seed={seed}")
+        if (fits := shortest(data.training)) < shortest(data.held_out):
+            break
+    given = [f"seed={seed}", f"max_length={fits}", "too_long=drop", "patience=1"]
+    assert cli.main(["sft", *arguments, *given]) == 2
+    said = capsys.readouterr().err
+    assert f"max_length={fits}: all {len(data.held_out)} examples held out" in said and "patience=null" in said
 
 
 def test_the_loss_is_on_the_answer_in_the_harness_tokens(model: list[str], task: list[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.unit.grids import hand_grid
 from tests.unit.runs import made_run
-from xtransplant import stats
+from xtransplant import stats, tables
 from xtransplant.compare import KINDS, ORACLES, Comparison, Result, compare
 from xtransplant.grid import Grid
 from xtransplant.record import Run
@@ -116,6 +116,26 @@ def test_no_document_that_differs_is_not_certainty(tmp_path: Path) -> None:
     assert expected is not None
     chance = sum(math.comb(10, n) * expected**n * (1 - expected) ** (10 - n) for n in range(6, 11))
     assert chance == pytest.approx(0.8, abs=1e-3)
+
+
+def test_documents_that_all_differ_alike_are_not_certainty(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path, red=[0] * 8), a_run(tmp_path, "ffn 3>1", red=[1] * 8)]
+    found = result(compare(runs), condition="ffn 3>1")
+    assert found.low is not None and 0 < found.low < 0.8 and found.high == 1
+    assert found.could_be_chance is False
+    one = [a_run(tmp_path / "one", red=[0.25], metric="f1"), a_run(tmp_path / "one", "b", red=[0.5], metric="f1")]
+    alone = result(compare(one), condition="b")
+    assert (alone.effect, alone.minimum_detectable, alone.could_be_chance) == (None, None, True)
+
+
+def test_few_large_gains_are_better_than_many_small_losses_are_worse(tmp_path: Path) -> None:
+    before, after = [0.5] * 40, [1.0] * 15 + [0.49] * 25
+    runs = [a_run(tmp_path, metric="f1", red=before), a_run(tmp_path, "ffn 3>1", metric="f1", red=after)]
+    found = compare(runs)
+    one = result(found, condition="ffn 3>1")
+    assert (one.wins, one.losses, one.could_be_chance) == (15, 25, False)
+    [line] = [line for line in tables.comparison(found).splitlines() if "ffn 3>1" in line and "15:25" in line]
+    assert line.split()[-1] == "better"
 
 
 def test_holm_is_over_the_languages_of_a_condition(tmp_path: Path) -> None:
@@ -387,6 +407,8 @@ def test_against_another_condition(tmp_path: Path) -> None:
     runs.append(a_run(tmp_path, "attn 3>1", red=BETTER))
     with pytest.raises(XTransplantError, match="several conditions are: attn 3>1, ffn 3>1"):
         compare(runs, grids, trainings, against="transplant")
+    with pytest.raises(XTransplantError, match="against=upper_bound: an oracle"):
+        compare(runs, grids, trainings, against="upper_bound")
 
 
 def test_conditions_of_one_name_are_told_apart_and_a_copy_is_no_condition(tmp_path: Path) -> None:
@@ -399,6 +421,74 @@ def test_conditions_of_one_name_are_told_apart_and_a_copy_is_no_condition(tmp_pa
         "overall",
         "overall #2",
     ]
+
+
+def tuned_by(weights: str) -> dict[str, Any]:
+    files = ADAPTER["files"] | {"adapter_model.safetensors": weights}
+    return BASE | {"adapter": {"path": f"training-{weights}", "files": files}}
+
+
+def test_trainings_of_one_name_have_the_same_number_in_all_languages(tmp_path: Path) -> None:
+    """Whatever their runs' folders are called: else an average would be over two models."""
+    trainings = [a_training(tmp_path / each, files=tuned_by(each)["adapter"]["files"]) for each in ("rank4", "rank8")]
+    reds = {"rank4": VANILLA, "rank8": BETTER}
+    runs = []
+    for pair, order in (("en-de", ("rank4", "rank8")), ("en-sw", ("rank8", "rank4"))):
+        runs.append(a_run(tmp_path, "vanilla", pair, red=VANILLA))
+        for place, each in enumerate(order):
+            facts = {"model": tuned_by(each)}
+            runs.append(a_run(tmp_path, "vanilla", pair, name=f"-{place}", red=reds[each], facts=facts))
+    found = compare(runs, trainings=trainings)
+    name = "SFT (lora, aya, de+sw)"
+    assert {each.score for each in results(found, condition=name)} == {0.4}
+    assert {each.score for each in results(found, condition=f"{name} #2")} == {0.9}
+    assert found.groups[0].notes == [f"{name}: training-rank4.", f"{name} #2: training-rank8."]
+    # And in every condition.
+    moved = {"transplant": {"layers": [3, 1], "control": "none"}}
+    facts = {"model": tuned_by("rank8")}
+    runs.append(a_run(tmp_path, "ffn 3>1", "en-sw", red=BETTER, facts=facts, args=moved))
+    assert result(compare(runs, trainings=trainings), kind="sft+transplant").condition == f"{name} #2 + ffn 3>1"
+
+
+def test_the_grid_of_a_fine_tuned_model_stands_beside_it(tmp_path: Path) -> None:
+    cells = [Cell(Component.ffn, 0, 0), Cell(Component.ffn, 1, 0)]
+    made = [hand_grid([[0, 1]] * 10, red, cells, 2, tasks=["red_{lang}"], split="unseen") for red in (VANILLA, BETTER)]
+    grids = [a_grid(tmp_path, each) for each in made]
+    grids[1].manifest["model"] = TUNED
+    for given in (grids, grids[::-1]):
+        found = compare([], given, [a_training(tmp_path / "training")])
+        name = "SFT (lora, aya, de+sw)"
+        assert {each.condition: (each.kind, each.score, each.training.flops) for each in found.groups[0].results} == {
+            "vanilla": ("vanilla", 0.4, 0),
+            name: ("sft", 0.9, 6e10),
+            "upper bound (ffn)": ("upper_bound", 1.0, 0),
+            f"{name} + upper bound (ffn)": ("upper_bound", 1.0, 6e10),
+        }
+        assert result(found, condition=name).difference == pytest.approx(0.5)
+
+
+def test_selections_by_one_strategy_are_told_apart_by_their_grids_or_have_no_average(tmp_path: Path) -> None:
+    runs, grids = [], []
+    for pair, order in (("en-de", ("ffn", "attn")), ("en-sw", ("attn", "ffn"))):
+        runs.append(a_run(tmp_path, "vanilla", pair, red=VANILLA))
+        for place, each in enumerate(order):
+            facts = {"grid_sha256": f"{pair}{each}", "components": [each], "pairs": "all"}
+            folder = tmp_path / f"{pair}-{each}"
+            folder.mkdir()
+            (folder / "manifest.json").write_text(json.dumps(facts), encoding="utf-8")
+            grids.append(folder)
+            described = {"grid_sha256": facts["grid_sha256"], "folder": str(folder), "intervention": {}}
+            selection = {"transplant": {"control": "none"}, "selection": {"strategy": "overall", "grids": [described]}}
+            red = BETTER if each == "ffn" else VANILLA
+            runs.append(a_run(tmp_path, "overall", pair, name=f"-{place}", red=red, args=selection))
+    found = compare(runs)
+    assert {each.score for each in results(found, condition="overall")} == {0.9}
+    assert {each.score for each in results(found, condition="overall #2")} == {0.4}
+    for folder in grids:
+        (folder / "manifest.json").unlink()
+    found = compare(runs)
+    assert not [each for each in results(found, kind="strategy") if each.pooled]
+    assert "No average of overall, overall #2: which of one language pair" in found.groups[0].notes[0]
 
 
 def test_a_condition_that_some_languages_lack_says_so(tmp_path: Path) -> None:
@@ -466,6 +556,15 @@ def test_sources_may_differ_where_they_are_the_condition_and_both_prompts_in_one
     for run, source, target in zip(runs, "abc", "aab", strict=True):
         changed(run, prompts_sha256={"target": target * 64, "source": source * 64})
     assert len(compare(runs).groups) == 1
+
+
+def test_both_prompts_in_one_with_other_examples_are_refused(tmp_path: Path) -> None:
+    """Their prompts differ by nature, their settings do not."""
+    task = {"tasks": ["red_{lang}"], "languages": {}}
+    both = {"transplant": None, "prompt": "both", "task": task | {"num_fewshot": 2}}
+    runs = [a_run(tmp_path, red=VANILLA), a_run(tmp_path, "vanilla (both prompts)", red=BETTER, args=both)]
+    with pytest.raises(XTransplantError, match=r"prompts of red_sw: task\.num_fewshot=2 in .*, task\.num_fewshot=null"):
+        compare(runs)
 
 
 def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ const improves = (record) => (record.higher_is_better === false ? -1 : 1) * reco
 
 /** What a result comes to: [class, mark, words]. The mark and the words say what the colour says. */
 function verdict(record) {
-  if (record.kind === "upper_bound") return ["chance", "\u25cb", "an oracle, reads the labels"];
+  if (record.kind === "upper_bound") return ["chance", "\u25cb", record.could_be_chance === false ? "an oracle, beyond its control" : "an oracle, could be chance"];
   if (record.kind === "chance") return ["chance", "\u25cb", "what the oracle reaches by chance"];
   if (!known(record.difference)) return ["chance", "", record.against ? "not compared" : "the baseline"];
   if (record.could_be_chance === true) return ["chance", "\u2248", "could be chance"];
@@ -281,8 +281,9 @@ function card(asked, languages, answers, change) {
   const [source, target] = languages;
   const shown = (answer) => {
     const own = answerOf(asked, answer.answer);
-    const mark = !known(answer.score) ? "" : answer.binary ? (answer.score === 1 ? "\u2713 right" : "\u2717 wrong") : `scores ${number(answer.score)}`;
-    return el("div", {}, el("h3", {}, answer.label), el("span", { class: `mark ${answer.score === 1 ? "better" : "worse"}` }, mark),
+    const right = answer.score === (answer.higher ? 1 : 0); // of a metric of errors 0 is right
+    const mark = !known(answer.score) ? "" : answer.binary ? (right ? "\u2713 right" : "\u2717 wrong") : `scores ${number(answer.score)}`;
+    return el("div", {}, el("h3", {}, answer.label), el("span", { class: `mark ${right ? "better" : "worse"}` }, mark),
       known(own) ? spoken(own, target) : el("p", { class: "text" }, el("em", {}, "the text is not kept in this page")));
   };
   return el("li", { class: "flip" },
@@ -556,8 +557,8 @@ function showDocuments(map, component, cell, detail, back) {
     heading, left.length ? el("p", { class: "note" }, left.join(" ")) : "",
     items.length ? "" : el("p", {}, "This pair changes no answer."),
     cards(kept, ({ row, before, after }) => card(data.pool[map.documents[row]], map.languages, [
-      { label: "Untouched model", answer: map.vanilla.answers?.[row], score: before, binary },
-      { label: `With ${component} ${part.source[cell]}>${part.target[cell]}`, answer: answer(row), score: after, binary },
+      { label: "Untouched model", answer: map.vanilla.answers?.[row], score: before, binary, higher: map.higher },
+      { label: `With ${component} ${part.source[cell]}>${part.target[cell]}`, answer: answer(row), score: after, binary, higher: map.higher },
     ], changeOf(before, after, binary, sign)))));
   detail.onkeydown = (event) => { if (event.key === "Escape") back(); };
   heading.focus();
@@ -672,7 +673,7 @@ parts.flips = () => {
       el("tbody", {}, el("tr", {}, el("th", { scope: "row" }, `${a.label}: right`), el("td", { class: "num" }, count(number4("both"))), el("td", { class: "num worse" }, `\u25bc ${number4("down")}`)),
         el("tr", {}, el("th", { scope: "row" }, `${a.label}: wrong`), el("td", { class: "num better" }, `\u25b2 ${number4("up")}`), el("td", { class: "num" }, count(number4("neither"))))))) : "");
     list.replaceChildren(...cards(kept, ({ row, before, after }) => card(data.pool[set.documents[row]], set.languages, [
-      { label: a.label, answer: a.answers[row], score: before, binary }, { label: b.label, answer: b.answers[row], score: after, binary },
+      { label: a.label, answer: a.answers[row], score: before, binary, higher: set.higher }, { label: b.label, answer: b.answers[row], score: after, binary, higher: set.higher },
     ], before === after ? ["chance", state.what === "both" ? "= right in both" : "= wrong in both"] : changeOf(before, after, binary, sign))));
   }
   function bar(focused) {
@@ -758,11 +759,12 @@ parts.cost = () => {
   for (const run of data.runs) {
     const what = run.job === "grid" ? `every layer pair${run.control ? `, control ${run.control}` : ""}` : run.job === "sft" ? `training${run.trained ? ` (${run.trained.join(", ")})` : ""}` : run.condition;
     const key = JSON.stringify([run.job, run.model, run.task, run.split, what]);
-    if (!groups.has(key)) groups.set(key, { job: run.job, model: run.model, task: run.task, split: run.split, what, runs: 0, documents: 0, seconds: null, tokens: null, flops: null });
+    if (!groups.has(key)) groups.set(key, { job: run.job, model: run.model, task: run.task, split: run.split, what, runs: 0, documents: 0, seconds: 0, tokens: 0, flops: 0 });
     const group = groups.get(key);
     group.runs += 1;
     group.documents += run.documents || 0;
-    for (const name of ["seconds", "tokens", "flops"]) if (known(run.cost[name])) group[name] = (group[name] ?? 0) + run.cost[name];
+    // A sum with something unknown in it is not known.
+    for (const name of ["seconds", "tokens", "flops"]) group[name] = known(group[name]) && known(run.cost[name]) ? group[name] + run.cost[name] : null;
   }
   const rows = [...groups.values()];
   const most = Math.max(...rows.map((row) => row.seconds ?? 0)) || 1;
