@@ -60,7 +60,11 @@ def adapter_of(config: ModelConfig) -> str | None:
     if given is None or not any(sign in given for sign in "*?["):
         return given
     path = Path(given).expanduser()
-    found = [each for each in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if each.is_dir()]
+    found = [
+        each
+        for each in Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        if each.is_dir() and each.name[0] != "."
+    ]
     return str(found[0]) if len(found) == 1 else given
 
 
@@ -326,6 +330,11 @@ def _adapter_faults(config: ModelConfig) -> list[str]:
     else:
         what = "no such folder, or several" if "*" in adapter else "no such folder, and not a hub id (org/name)"
         faults.append(f"{given}: {what}. Give the folder of a PEFT adapter.")
+    trained = read_json(Path(adapter).expanduser() / "manifest.json") if kind is Kind.folder else None
+    base = str(((trained or {}).get("model") or {}).get("path", config.path))
+    # Folders may have been moved; an embedded model is known by its name.
+    if base != config.path and any(path.startswith("embedded:") for path in (base, config.path)):
+        faults.append(f"{given}: it was trained on {base}, and given is model.path={config.path}. Give its own model.")
     peft_type = (described or {}).get("peft_type")
     if peft_type in _NO_MERGE:
         faults.append(

@@ -286,7 +286,8 @@ def _trainer(
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.learning_rate,
         lr_scheduler_type=schedules[config.schedule],
-        warmup_steps=config.warmup,
+        # A share of few steps is none: the library would round up to one, whose rate is 0.
+        warmup_steps=config.warmup if config.steps is None else int(config.warmup * config.steps),
         weight_decay=config.weight_decay,
         seed=config.seed,
         data_seed=config.seed,

@@ -193,6 +193,19 @@ def test_faults_of_other_keys(values: dict[str, Any], expected: str, llama: Path
     assert expected in fault
 
 
+def test_an_adapter_of_another_model(llama: Path, tmp_path: Path) -> None:
+    folder, dots = tmp_path / "runs" / "adapter", tmp_path / "runs" / ".locks"
+    for each in (folder, dots):
+        each.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (folder / "adapter_model.safetensors").touch()
+    given = config(llama, adapter=f"{tmp_path}/runs/*")
+    assert check(given) == []
+    (folder / "manifest.json").write_text('{"model": {"path": "embedded:gemma3_270m"}}')
+    (fault,) = check(given)
+    assert f"it was trained on embedded:gemma3_270m, and given is model.path={llama}" in fault
+
+
 def test_all_faults_at_once() -> None:
     given = config("embedded:gema", adapter="/no/such", device="cpux", attn_implementation="fast")
     assert [fault.partition(":")[0] for fault in check(given)] == [
