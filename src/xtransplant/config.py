@@ -634,6 +634,7 @@ def run_name(config: RunJob, num_layers: int | None = None, strategy: str | None
         return _safe([short_name(config.model)[:24], data[:28], config.method.value, languages])
     pair, transplant = config.language_pair, config.transplant
     parts = [short_name(config.model)[:24], config.task.name[:28], pair.source[:8], pair.target[:8]]
+    parts += ["adapter"] if config.model.adapter is not None else []
     if isinstance(config, GridConfig):
         parts += ["_".join(listed(config.transplant.component)), config.split.value]
         if isinstance(config.grid.pairs, str) and config.grid.pairs != "all":

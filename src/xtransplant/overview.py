@@ -456,6 +456,9 @@ def _settings_shown(keys: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], st
         values = {other: flat(json.loads(other[4])) for other in keys if other[:4] == key[:4]}
         names = sorted({name for each in values.values() for name in each})
         differing = [name for name in names if len({each.get(name) for each in values.values()}) > 1]
+        told = [name for name in differing if name != "weights"]
+        if len({tuple(each.get(name) for name in told) for each in values.values()}) == len(values):
+            differing = told  # a hash says nothing to a reader
         shown[key] = ", ".join(f"{name}={values[key].get(name, '-')}" for name in differing)
     return shown
 
@@ -467,7 +470,10 @@ def flat(value: Any, name: str = "") -> dict[str, str]:
             key: text for part in value for key, text in flat(value[part], f"{name}.{part}" if name else part).items()
         }
     text = value if isinstance(value, str) else _canonical(value)
-    return {name: text[:6] if name == "weights" else text if len(text) <= 40 else f"#{_digest(text)[:6]}"}
+    if name == "model.adapter":
+        text = Path(text).name
+    short = len(text) <= 40 or name == "model.adapter"
+    return {name: text[:6] if name == "weights" else text if short else f"#{_digest(text)[:6]}"}
 
 
 def natural(name: str) -> list[tuple[int, str]]:

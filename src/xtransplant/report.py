@@ -139,7 +139,9 @@ def gather(found: Found, title: str | None = None, seed: int = 0) -> dict[str, A
     """
     order = {str(run.folder): number for number, run in enumerate(found.runs)}
     pool = _Pool()
-    sets = _sets(found.evaluated, order)
+    # As the comparison calls them, which knows a model with an adapter for a fine-tuned one.
+    names = {line["folder"]: line["condition"] for line in found.records if line["folder"] and line["pair"]}
+    sets = _sets(found.evaluated, order, names)
     shares = len(sets) + len(found.grids)
     for each in sets:
         pool.share(shares)
@@ -311,8 +313,12 @@ def _digits(values: Iterable[float], levels: Sequence[float]) -> str:
 # --- Conditions beside each other ------------------------------------------------------------------------------------
 
 
-def _sets(runs: Sequence[Run], order: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Documents that several conditions, and models, answered: the scores of each. Texts come later."""
+def _sets(runs: Sequence[Run], order: Mapping[str, int], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Documents that several conditions, and models, answered: the scores of each. Texts come later.
+
+    Args:
+        names: of conditions, by folder.
+    """
     by_folder = {str(run.folder): run for run in runs}
     groups: dict[tuple[Any, ...], list[tuple[overview.Block, overview.Row]]] = {}
     for block in overview.overview(runs).blocks if runs else []:
@@ -330,7 +336,16 @@ def _sets(runs: Sequence[Run], order: Mapping[str, int]) -> list[dict[str, Any]]
         ]
         if not columns:
             continue
-        several = len({(block.model, block.settings) for block, *_ in columns}) > 1
+        models = {block.model for block, *_ in columns}
+        labels = [
+            ", ".join([*([block.model] if len(models) > 1 else []), names.get(str(cell.folder), name)])
+            for block, name, cell, _ in columns
+        ]
+        if len(set(labels)) < len(labels):
+            labels = [", ".join(filter(None, [block.model, name, block.settings])) for block, name, *_ in columns]
+        # The untouched model first: the page opens with it and the next.
+        first = sorted(range(len(columns)), key=lambda n: labels[n] != overview.VANILLA)
+        labels, columns = [labels[n] for n in first], [columns[n] for n in first]
         levels = _levels(np.concatenate([values for *_, values in columns]).tolist())
         found.append(
             {
@@ -338,22 +353,18 @@ def _sets(runs: Sequence[Run], order: Mapping[str, int]) -> list[dict[str, Any]]
                 **{"higher": members[0][0].higher_is_better, "levels": levels, "count": len(documents)},
                 "columns": [
                     {
-                        "label": _label(block, name) if several else name,
+                        "label": label,
                         "run": order[str(cell.folder)],
                         "score": _short(cell.score),
                         "scores": _digits(values, levels),
                     }
-                    for block, name, cell, values in columns
+                    for label, (_, _, cell, values) in zip(labels, columns, strict=True)
                 ],
                 "_documents": documents,
                 "_runs": [by_folder[str(cell.folder)] for _, _, cell, _ in columns],
             }
         )
     return found
-
-
-def _label(block: overview.Block, condition: str) -> str:
-    return ", ".join([block.model, condition, *([block.settings] if block.settings else [])])
 
 
 def _flip_documents(found: dict[str, Any], pool: _Pool) -> list[int]:

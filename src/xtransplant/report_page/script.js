@@ -756,8 +756,11 @@ parts.resources = () => {
 parts.cost = () => {
   if (!data.runs.length) return [];
   const groups = new Map();
+  // A run with an adapter calls itself by what was done beside: the comparison knows it as fine-tuned.
+  const compared = new Map(data.records.filter((record) => record.folder && record.pair).map((record) => [record.folder, record.condition]));
+  const condition = (run) => compared.get(run.folder) ?? `${run.condition}${run.weights.adapter ? ", with an adapter" : ""}`;
   for (const run of data.runs) {
-    const what = run.job === "grid" ? `every layer pair${run.control ? `, control ${run.control}` : ""}` : run.job === "sft" ? `training${run.trained ? ` (${run.trained.join(", ")})` : ""}` : run.condition;
+    const what = run.job === "grid" ? `every layer pair${run.control ? `, control ${run.control}` : ""}` : run.job === "sft" ? `training${run.trained ? ` (${run.trained.join(", ")})` : ""}` : condition(run);
     const key = JSON.stringify([run.job, run.model, run.task, run.split, what]);
     if (!groups.has(key)) groups.set(key, { job: run.job, model: run.model, task: run.task, split: run.split, what, runs: 0, documents: 0, seconds: 0, tokens: 0, flops: 0 });
     const group = groups.get(key);
