@@ -116,6 +116,7 @@ def test_a_failed_run_is_recorded_and_harms_no_other(
     assert "ffn 2>0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_computes_a_finished_sweep_anew_is_its_launcher(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
