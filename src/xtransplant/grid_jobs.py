@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from xtransplant import logs, record, tables, tracking
+from xtransplant import logs, record, tables
 from xtransplant.checks import folders
 from xtransplant.config import (
     AnalyzeConfig,
@@ -51,17 +50,7 @@ def grid(config: GridConfig) -> Path:
     """Every layer pair on the documents of a language pair: responses, and the harness's grades. Returns the folder."""
     from xtransplant import jobs
 
-    folder = jobs.run_folder(config)
-    jobs.refuse_to_resume(config, folder)
-    with record.doing(folder):
-        finished = jobs.finished_run(config, folder)
-        if finished is None:
-            _grid(config, folder)
-        else:
-            shutil.rmtree(folder / _RESPONSES, ignore_errors=True)  # left by a kill right after the run was finished
-    if finished is None:
-        tracking.log_run(config, folder)
-    return folder
+    return jobs.do(config, _grid, _RESPONSES)
 
 
 def _grid(config: GridConfig, folder: Path) -> None:
@@ -70,7 +59,6 @@ def _grid(config: GridConfig, folder: Path) -> None:
     from xtransplant.sweep_lm import Shards, Sweep, SweepLM, rounds
 
     started = time.perf_counter()
-    tracking.start(config)
     loading.check_here(config.model, config.task.apply_chat_template)
     pairs = jobs.load_pairs(config)
     jobs.refuse_trained(config, pairs)

@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,12 +62,27 @@ def run_folder(config: RunJob) -> Path:
 
 def evaluate(config: EvaluateConfig) -> Path:
     """Evaluate a model on a task's target language, vanilla or with a transplant. Returns the run's folder."""
+    return do(config, _evaluate)
+
+
+def do(config: RunJob, compute: Callable[[Any, Path], None], parts: str | None = None) -> Path:
+    """Compute a run in its folder and log it, unless it is finished. Returns the folder.
+
+    Args:
+        parts: folder in it with what an interrupted run left, for the next to go on with.
+
+    Raises:
+        XTransplantError: as `refuse_to_resume` and `finished_run`.
+    """
     folder = run_folder(config)
     refuse_to_resume(config, folder)
     with record.doing(folder):
         finished = finished_run(config, folder)
         if finished is None:
-            _evaluate(config, folder)
+            tracking.start(config)
+            compute(config, folder)
+        elif parts is not None:
+            shutil.rmtree(folder / parts, ignore_errors=True)  # left by a kill right after the run was finished
     if finished is None:
         tracking.log_run(config, folder)
     return folder
@@ -79,7 +94,6 @@ def _evaluate(config: EvaluateConfig, folder: Path) -> None:
     started = time.perf_counter()
     chosen = selection.of_run(config)
     content = None if chosen is None else chosen.as_dict()
-    tracking.start(config)
     loading.check_here(config.model, config.task.apply_chat_template)
     pairs = load_pairs(config)
     refuse_trained(config, pairs)
@@ -306,17 +320,7 @@ def sft(config: SftConfig) -> Path:
     folder, which is an adapter's, or a model's."""
     from xtransplant.sft import CHECKPOINTS
 
-    folder = run_folder(config)
-    refuse_to_resume(config, folder)
-    with record.doing(folder):
-        finished = finished_run(config, folder)
-        if finished is None:
-            _sft(config, folder)
-        else:
-            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # left by a kill right after the run was finished
-    if finished is None:
-        tracking.log_run(config, folder)
-    return folder
+    return do(config, _sft, CHECKPOINTS)
 
 
 def _sft(config: SftConfig, folder: Path) -> None:
@@ -324,7 +328,6 @@ def _sft(config: SftConfig, folder: Path) -> None:
     from xtransplant.sft import CHECKPOINTS, HISTORY, chat_of, train
 
     started = time.perf_counter()
-    tracking.start(config)
     if config.model.device != "auto":
         loading.check_here(config.model, chat=False)
     data = training_data.load(config, chat_of(config))

@@ -470,10 +470,11 @@ def flat(value: Any, name: str = "") -> dict[str, str]:
             key: text for part in value for key, text in flat(value[part], f"{name}.{part}" if name else part).items()
         }
     text = value if isinstance(value, str) else _canonical(value)
+    if name == "weights":
+        return {name: text[:6]}
     if name == "model.adapter":
-        text = Path(text).name
-    short = len(text) <= 40 or name == "model.adapter"
-    return {name: text[:6] if name == "weights" else text if short else f"#{_digest(text)[:6]}"}
+        return {name: Path(text).name}
+    return {name: text if len(text) <= 40 else f"#{_digest(text)[:6]}"}
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -336,9 +336,9 @@ def _sets(runs: Sequence[Run], order: Mapping[str, int], names: Mapping[str, str
         ]
         if not columns:
             continue
-        models = {block.model for block, *_ in columns}
+        several = len({block.model for block, *_ in columns}) > 1
         labels = [
-            ", ".join([*([block.model] if len(models) > 1 else []), names.get(str(cell.folder), name)])
+            ", ".join([*([block.model] if several else []), names.get(str(cell.folder), name)])
             for block, name, cell, _ in columns
         ]
         if len(set(labels)) < len(labels):

@@ -62,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     "compose": {"types", "config", "checks", "catalogue", "families", "models", "selection", "training_data"},
     "grid_jobs": {
         *("types", "config", "checks", "loading", "logs", "pairing", "record", "tables", "jobs", "lm", "sweep"),
-        *("sweep_lm", "grid", "grading", "selection", "strategies", "comparison", "analysis", "charts", "tracking"),
+        *("sweep_lm", "grid", "grading", "selection", "strategies", "comparison", "analysis", "charts"),
         *("compare", "report"),
     },
     "jobs": {
