@@ -188,6 +188,11 @@ def compare(
     return Comparison(found)
 
 
+def untouched(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a fine-tuned model's provenance that of the model below it which nobody trained here; else its own."""
+    return _Known((), ()).lineage(model)[0]
+
+
 # --- What a run says -------------------------------------------------------------------------------------------------
 
 

@@ -235,7 +235,14 @@ def check_all(request: Request) -> list[str]:
     """Every fault of the values of a request's runs, and of all of them together."""
     faults = secrets_for_hydra(request.overrides)
     faults += [fault for config in request.runs for fault in check(config, request.unclear)]
-    return faults + idle_settings(request.runs, request.unclear)
+    faults += idle_settings(request.runs, request.unclear)
+    asked = [each for each in request.runs if isinstance(each, EvaluateConfig) and each.selection_of_base]
+    if asked and "selection" not in request.unclear and not any(map(selection.takes_of_base, asked)):
+        faults.append(
+            "selection_of_base=true has no effect without a selection for a fine-tuned model: give it as selection, "
+            "with model.adapter, or as model.path a folder of `xtransplant sft method=full`."
+        )
+    return faults
 
 
 def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:

@@ -374,6 +374,10 @@ class EvaluateConfig:
         default=None,
         metadata={"help": "selection.json of `xtransplant select`, or a pattern for it: in place of transplant"},
     )
+    selection_of_base: bool = field(
+        default=False,
+        metadata={"help": "for a fine-tuned model: take the selection of the model that it was fine-tuned from"},
+    )
     split: Split = field(default=Split.all, metadata=_SPLIT)
     limit: int | None = field(default=None, metadata=_LIMIT)
     seed: int = field(default=1234, metadata={"help": "of the few-shot draw, sampling and bootstrap"})
@@ -590,9 +594,9 @@ JOBS: dict[str, type[JobConfig]] = {
 
 # --- Identity of a run -----------------------------------------------------------------------------------------------
 
-# Where and how a run is done, not what it computes.
+# Where and how a run is done, or that it may be, not what it computes.
 _NOT_IN_HASH = (
-    *("output_dir", "resume", "overwrite", "tracking", "batch_size", "grid.memory", "selection"),
+    *("output_dir", "resume", "overwrite", "tracking", "batch_size", "grid.memory", "selection", "selection_of_base"),
     *("task.data_dir", "task.documents", "task.requests", "task.translated", "model.device", "model.device_map"),
 )
 

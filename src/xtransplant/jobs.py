@@ -55,6 +55,8 @@ def run_folder(config: RunJob) -> Path:
     layers = models.num_layers(config.model)
     chosen = selection.of_run(config) if isinstance(config, EvaluateConfig) else None
     content, strategy = (None, None) if chosen is None else (chosen.as_dict(), chosen.strategy)
+    if isinstance(config, EvaluateConfig) and selection.takes_of_base(config):
+        strategy = f"{strategy}_of_base"
     job = "evaluate" if isinstance(config, EvaluateConfig) else "grid"
     name = f"{run_name(config, layers, strategy)}-{config_hash(config, layers, content)}"
     return Path(config.output_dir, job, name)
@@ -268,7 +270,8 @@ def _refuse_selected(config: EvaluateConfig, chosen: Selection, pairs: list[pair
     """No document may be evaluated that the choice was made on; parallel documents count as one.
 
     Raises:
-        XTransplantError: some were, or the selection was made on another model's weights.
+        XTransplantError: some were; or the selection was made on another model's weights, those of the untouched model
+            below a fine-tuned one not counting where that is asked for.
     """
     published = any(grid["weights"] is None for grid in chosen.grids)
     keys = [key for found in pairs for key in found.keys]
@@ -286,25 +289,34 @@ def _refuse_selected(config: EvaluateConfig, chosen: Selection, pairs: list[pair
             f"selection={config.selection}: {len(both)} of {len(documents)} documents were selected on, e.g. "
             f"{', '.join(both[:3])}. Evaluate others: split=unseen."
         )
+    made_on = [grid["weights"] for grid in chosen.grids if grid["weights"] is not None]
     provenance = loading.load(config.model).provenance
-    weights = {"files": provenance["files"], "adapter": provenance["adapter"]}
-    if any(grid["weights"] not in (None, weights) for grid in chosen.grids):
-        trained = loading.trained_on(config.model)
-        advice = (
-            "This model was trained on documents that it was made on, so it cannot be chosen anew on them: give a pair "
-            "as transplant.layers, or choose on documents that it was not trained on."
-            if any(not marks.isdisjoint(seen) for seen in trained.values())
-            else "Run the grid and the selection again on this model."
+    untouched = comparing.untouched(provenance)
+    own, base = ({name: each.get(name) for name in ("files", "adapter")} for each in (provenance, untouched))
+    of_base = selection.takes_of_base(config)
+    if all(each == (base if of_base else own) for each in made_on) and not (of_base and own in made_on):
+        return
+    name, again = short_name(config.model), "Run the grid and the selection again on"
+    if of_base and own in made_on:
+        said = "it was made on this very model. Leave selection_of_base=true out."
+    elif of_base:
+        said = f"it was not made on the model that {name} was fine-tuned from. {again} that"
+        said += f": {untouched['path']}." if base != own else "; which it is, no manifest.json in its folder says."
+    elif all(each == base for each in made_on):
+        said = (
+            f"it was made on other weights of {name}: on {untouched['path']}, from which these were fine-tuned. To "
+            "take it as it is, add selection_of_base=true; or give layer pairs as transplant.layers."
         )
-        raise XTransplantError(
-            f"selection={config.selection}: it was made on other weights of {short_name(config.model)}. {advice}"
-        )
+    else:
+        said = f"it was made on other weights of {name}. {again} this model."
+    raise XTransplantError(f"selection={config.selection}: {said}")
 
 
 def _transplanted(config: EvaluateConfig, lm: TransplantLM, chosen: Selection | None) -> dict[str, Any] | None:
     """What was read and written, for the manifest; None for the vanilla model."""
     if chosen is not None:
-        return {"selection": chosen.as_dict(), "control": config.transplant.control.value}
+        facts = {"selection": chosen.as_dict(), "control": config.transplant.control.value}
+        return facts | ({"selected_on": "base model"} if selection.takes_of_base(config) else {})
     if not lm.layer_pairs:
         return None
     component, site = config.transplant.component, config.transplant.site
@@ -351,7 +363,7 @@ def _sft(config: SftConfig, folder: Path) -> None:
         # Of a model that was trained before, what it saw then counts too. Written first: no weights without it.
         before = sorted({mark for marks in loading.trained_on(config.model).values() for mark in marks})
         marks = data.marks | {"before": before}
-        record.write(folder / loading.TRAINED_ON, record.as_json({"format": 1, **about, **marks}))
+        record.write(folder / models.TRAINED_ON, record.as_json({"format": 1, **about, **marks}))
         trained = train(config, data, folder)
         record.write(folder / LOSS_CURVE, charts.loss_curve(trained.history, folder.name))
         losses = {
@@ -372,7 +384,7 @@ def _sft(config: SftConfig, folder: Path) -> None:
             "cut": trained.cut,
             "dropped": trained.dropped,
             "examples_sha256": data.sha256,
-            "trained_on": loading.TRAINED_ON,
+            "trained_on": models.TRAINED_ON,
             "documents": len(marks["documents"]),
             "training": HISTORY,
             **losses,
@@ -635,6 +647,7 @@ def _condition(config: EvaluateConfig, pairs: Sequence[LayerPair], chosen: Selec
     else:
         return f"vanilla{both}"
     how = departures(selection.effective(config, chosen).transplant)
+    how += ["chosen on base"] if selection.takes_of_base(config) else []
     return what + (f" ({', '.join(how)})" if how else "") + both
 
 

@@ -28,7 +28,7 @@ from xtransplant.embedded import (
     read_json,
     sha256_of,
 )
-from xtransplant.models import PICKLED_WEIGHTS, WEIGHTS, Kind, adapter_of, check, kind_of
+from xtransplant.models import PICKLED_WEIGHTS, TRAINED_ON, WEIGHTS, Kind, adapter_of, check, kind_of, trainings
 from xtransplant.types import XTransplantError
 
 if TYPE_CHECKING:
@@ -42,9 +42,8 @@ _OTHER_FILES = {".json", ".model", ".jinja", ".txt", ".py", ".tiktoken"}  # conf
 # Fields of ModelConfig that do not change what is loaded.
 _LABELS = {"name", "licence", "modules"}
 
-# What `xtransplant sft` leaves beside the weights: what they were trained on. It goes where the folder goes.
-TRAINED_ON = "trained_on.json"
-_MARKS = ("documents", "questions", "before")  # of it: what the documents are known by, those of earlier trainings too
+# Of TRAINED_ON: what the documents are known by, those of earlier trainings too.
+_MARKS = ("documents", "questions", "before")
 # Of a folder that a run of ours wrote: its records, which say nothing of what is loaded and differ from run to run.
 _RECORDS = {TRAINED_ON, "manifest.json", "results.json", "failed.json", *logs.FILES}
 
@@ -345,10 +344,8 @@ def trained_on(config: ModelConfig) -> dict[str, set[str]]:
         XTransplantError: the record is there and cannot be read.
     """
     found = {}
-    for given in (config.path, adapter_of(config)):
-        path = Path(given or "").expanduser() / TRAINED_ON
-        if given is None or kind_of(given) is not Kind.folder or not path.exists():
-            continue
+    for given in trainings(config):
+        path = Path(given).expanduser() / TRAINED_ON
         record = read_json(path) or {}
         try:
             found[given] = {mark for name in _MARKS for mark in record[name]}

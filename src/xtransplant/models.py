@@ -13,8 +13,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from xtransplant.config import ModelConfig
+from xtransplant.config import ModelConfig, short_name
 from xtransplant.embedded import EMBEDDED, checkpoint_folder, package_faults, read_json, unknown_embedded
+
+# What `xtransplant sft` leaves beside the weights: what they were trained on. It goes where the folder goes.
+TRAINED_ON = "trained_on.json"
 
 WEIGHTS = {".safetensors"}
 PICKLED_WEIGHTS = {".bin", ".pt", ".pth"}
@@ -66,6 +69,28 @@ def adapter_of(config: ModelConfig) -> str | None:
         if each.is_dir() and each.name[0] != "."
     ]
     return str(found[0]) if len(found) == 1 else given
+
+
+def trainings(config: ModelConfig) -> list[str]:
+    """Those of the model and its adapter that are folders of `xtransplant sft`, as they are given."""
+    given = [each for each in (config.path, adapter_of(config)) if each is not None and kind_of(each) is Kind.folder]
+    return [each for each in given if (Path(each).expanduser() / TRAINED_ON).exists()]
+
+
+def is_fine_tuned(config: ModelConfig) -> bool:
+    """As far as can be known: there is an adapter, or a training of ours made the model."""
+    return config.adapter is not None or bool(trainings(config))
+
+
+def names_of(config: ModelConfig, with_base: bool) -> list[str]:
+    """The model's short name.
+
+    Args:
+        with_base: then, of a fine-tuned one, those by which what it was fine-tuned from was known.
+    """
+    made = [read_json(Path(each).expanduser() / "manifest.json") or {} for each in trainings(config) if with_base]
+    bases = [str(each["model_name"]) for each in made if "model_name" in each]
+    return list(dict.fromkeys([short_name(config), *bases]))
 
 
 def num_layers(config: ModelConfig) -> int | None:

@@ -9,7 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from xtransplant.config import EvaluateConfig, InterventionConfig, short_name
+from xtransplant import models
+from xtransplant.config import EvaluateConfig, InterventionConfig
 from xtransplant.grid import as_list
 from xtransplant.types import STRATEGIES, Cell, Component, XTransplantError
 
@@ -147,7 +148,20 @@ def of_run(config: EvaluateConfig) -> Selection | None:
     if not config.selection:
         return None
     pair = config.language_pair
-    return fitting(config.selection, short_name(config.model), config.task.name, pair.source, pair.target)
+    names = models.names_of(config.model, with_base=config.selection_of_base)
+    try:
+        return fitting(config.selection, names, config.task.name, pair.source, pair.target)
+    except XTransplantError as error:
+        if config.selection_of_base or not models.is_fine_tuned(config.model):
+            raise
+        raise XTransplantError(
+            f"{error} Of the model that this one was fine-tuned from, one may be taken: selection_of_base=true."
+        ) from error
+
+
+def takes_of_base(config: EvaluateConfig) -> bool:
+    """Whether a fine-tuned model is to take the selection of the untouched one below it."""
+    return config.selection is not None and config.selection_of_base and models.is_fine_tuned(config.model)
 
 
 def effective(config: EvaluateConfig, chosen: Selection | None) -> EvaluateConfig:
@@ -157,8 +171,8 @@ def effective(config: EvaluateConfig, chosen: Selection | None) -> EvaluateConfi
     return replace(config, transplant=config.transplant.with_recorded(chosen.grids[0]["intervention"]))
 
 
-def fitting(path: str, model: str, task: str, source: str, target: str) -> Selection:
-    """The selection of a file that is meant for a model and a language pair.
+def fitting(path: str, names: Sequence[str], task: str, source: str, target: str) -> Selection:
+    """The selection of a file that is meant for a model, by one of its names, and a language pair.
 
     One made on a single language pair is for that pair; a pooled one is for any. Made on several tasks, that of the
     same task is taken.
@@ -173,7 +187,7 @@ def fitting(path: str, model: str, task: str, source: str, target: str) -> Selec
         if any(grid.get("control") is not None for grid in grids):
             continue
         pairs = [_pair_of(grid) for grid in grids]
-        if {grid["model_name"] for grid in grids} == {model} and (selection.pooled or pair in pairs):
+        if {grid["model_name"] for grid in grids} in [{name} for name in names] and (selection.pooled or pair in pairs):
             fits.append(selection)
     same_task = [each for each in fits if task in {grid["task_name"] for grid in each.grids}]
     fits = same_task or fits
@@ -191,8 +205,8 @@ def fitting(path: str, model: str, task: str, source: str, target: str) -> Selec
         there = [*there[:6], f"… ({len(there)} in all)"]
     what = "no selection" if not fits else f"{len(fits)} selections"
     raise XTransplantError(
-        f"selection={path}: it holds {what} for {model} and {pair}. It holds: {'; '.join(there)}. Select on a grid of "
-        "this model and language pair, or with pooled=true for any pair."
+        f"selection={path}: it holds {what} for {' or '.join(names)} and {pair}. It holds: {'; '.join(there)}. Select "
+        "on a grid of this model and language pair, or with pooled=true for any pair."
     )
 
 

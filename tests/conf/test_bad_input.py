@@ -273,6 +273,7 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     ("strategies grid=. unseen=nowhere controls=[nowhere]", ("2 faults", "unseen: nowhere", "controls: nowhere")),
     ("analyze grid=[nowhere,.]", ("grid: nowhere", "outputs/grid")),
     ("evaluate selection=nowhere.json", ("selection=nowhere.json", "xtransplant select")),
+    ("evaluate selection_of_base=true", ("selection_of_base=true", "give it as selection", "model.adapter")),
     ("evaluate selection=nowhere.json transplant.layers=[1,0]", ("2 faults", "both say", "nowhere.json")),
     # models
     ("evaluate model=hf", ("model.path is missing", "hub id")),

@@ -174,7 +174,7 @@ def test_pairs_that_the_authors_chose(path: Path) -> None:
         [grid] = each.grids
         [cell] = each.cells
         source, target = grid["language_pair"]
-        assert selection.fitting(given, grid["model_name"], grid["task_name"], source, target) == each
+        assert selection.fitting(given, [grid["model_name"]], grid["task_name"], source, target) == each
         assert 0 <= cell.source < MODELS[grid["model_name"]][1] and 0 <= cell.target < MODELS[grid["model_name"]][1]
         assert (cell.target == 0) or each.strategy == "overall"
         assert len(each.documents) in (50, 100) and "d831a4f" in grid["source"]
@@ -210,7 +210,7 @@ def test_authors_pairs_refuse_the_documents_that_they_were_chosen_on(
 
 def test_a_published_selection_for_another_model_is_refused() -> None:
     with pytest.raises(XTransplantError, match=r"no selection for smollm2_135m and en-sw\. It holds: .* \(45 in all\)"):
-        selection.fitting("paper_v1/saved_pairs/xnli_overall.json", "smollm2_135m", "paper_xnli", "en", "sw")
+        selection.fitting("paper_v1/saved_pairs/xnli_overall.json", ["smollm2_135m"], "paper_xnli", "en", "sw")
 
 
 def test_evaluate_configs_of_one_experiment_differ_in_what_is_swept() -> None:

@@ -325,21 +325,54 @@ def test_documents_that_were_trained_on_are_refused(
     assert "trained_on.json: cannot be read" in capsys.readouterr().err
 
 
-def test_a_selection_of_the_untouched_model_says_what_to_do(
-    trained: record.Run, model: list[str], task: list[str], capsys: Any
+@pytest.fixture(scope="module")
+def selected(model: list[str], task: list[str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A selection made on the untouched model's sample half."""
+    place = tmp_path_factory.mktemp("selected")
+    asked = [*model, *task, "language_pair=en-sw", "grid.pairs=diagonal", f"output_dir={place}"]
+    assert cli.main(["grid", *asked]) == 0
+    assert cli.main(["select", f"grid={place}/grid/*", f"output_dir={place}"]) == 0
+    return f"selection={place}/select/*/selection.json"
+
+
+def test_a_selection_of_the_untouched_model_is_applied_if_asked_for(
+    trained: record.Run, model: list[str], task: list[str], selected: str, tmp_path: Path, capsys: Any
 ) -> None:
-    """Not to choose anew on the sample, which a model that was trained on it may not see."""
-    asked = [*model, *task, "language_pair=en-sw"]
-    assert cli.main(["grid", *asked, "grid.pairs=diagonal"]) == 0
-    assert cli.main(["select", "grid=outputs/grid/*"]) == 0
-    capsys.readouterr()
-    selected = ["selection=outputs/select/*/selection.json", f"model.adapter={trained.folder}", "split=unseen"]
-    assert cli.main(["evaluate", *asked, *selected]) == 2
+    """The fine-tuned model cannot be chosen on: it was trained on the sample."""
+    asked = [*model, *task, "language_pair=en-sw", selected, "split=unseen"]
+    tuned = [*asked, f"model.adapter={trained.folder}"]
+    assert cli.main(["evaluate", *tuned]) == 2
     said = capsys.readouterr().err
-    assert "other weights of tiny. This model was trained on documents" in said and "transplant.layers" in said
+    assert "other weights of tiny" in said and "selection_of_base=true" in said and "transplant.layers" in said
+    # Beside it, in one sweep, the untouched model, on which the key changes nothing.
+    sweep = [*asked, f"model.adapter=null,{trained.folder}", "selection_of_base=true", "tracking=none"]
+    assert cli.main(["evaluate", "-m", *sweep]) == 0
+    runs = {found.manifest["condition"]: found for found in record.find_runs(["outputs"])}
+    assert runs.keys() == {"overall", "overall (chosen on base)"}
+    moved = runs["overall (chosen on base)"]
+    assert moved.folder.name.startswith("tiny-colour-en-sw-adapter-overall_of_base-")
+    assert moved.manifest["transplant"]["selected_on"] == "base model"
+    assert "selected_on" not in runs["overall"].manifest["transplant"]
+    capsys.readouterr()
+    assert cli.main(["compare", "runs=outputs", "format=csv"]) == 0
+    assert '"SFT (lora, colour, en+sw) + overall (chosen on base)"' in capsys.readouterr().out
+    # What was trained on, or selected on, stays refused; so does a selection that is the model's own, or another's.
+    assert cli.main(["evaluate", *tuned, "selection_of_base=true", "split=sample"]) == 2
+    assert "it was trained on" in capsys.readouterr().err
+    [path] = Path(selected.partition("=")[2].partition("/*")[0]).glob("*/selection.json")
+    own = json.loads(path.read_text())
+    made = moved.manifest["model"]
+    for weights, part in (
+        ({"files": made["files"], "adapter": made["adapter"]}, "on this very model"),
+        ({"files": {}, "adapter": None}, "not made on the model that tiny was fine-tuned from"),
+    ):
+        own["selections"][0]["grids"][0]["weights"] = weights
+        (tmp_path / "own.json").write_text(json.dumps(own), encoding="utf-8")
+        assert cli.main(["evaluate", *tuned, "selection=own.json", "selection_of_base=true"]) == 2
+        assert part in capsys.readouterr().err
 
 
-def test_all_weights(arguments: list[str], task: list[str], checkpoint: Path, capsys: Any) -> None:
+def test_all_weights(arguments: list[str], task: list[str], checkpoint: Path, selected: str, capsys: Any) -> None:
     found = run(*arguments, "method=full", "learning_rate=0.001", "weight_decay=0.1")
     assert found.folder.name.startswith("tiny-colour-full-")
     names = {path.name for path in found.folder.iterdir()}
@@ -360,6 +393,12 @@ def test_all_weights(arguments: list[str], task: list[str], checkpoint: Path, ca
     provenance = evaluated.manifest["model"]
     assert provenance["training"]["config_hash"] == found.manifest["config_hash"]
     assert not {"log.txt", "manifest.json", "trained_on.json"} & set(provenance["files"])
+    # The selection of its base model, which has another name.
+    assert cli.main(["evaluate", *asked, "split=unseen", selected]) == 2
+    said = capsys.readouterr().err
+    assert "no selection for trained and en-sw" in said and "selection_of_base=true" in said
+    assert cli.main(["evaluate", *asked, "split=unseen", selected, "selection_of_base=true"]) == 0
+    assert "trained, en-sw, overall (chosen on base)" in capsys.readouterr().out
     # Trained once more, on something else: what it saw before still counts.
     write_rows(Path("instructions/en.jsonl"), alpaca("en", 4))
     again = [*asked[:3], "data=local", "data.path=instructions", "data.languages=[en]", "steps=1", "output_dir=again"]

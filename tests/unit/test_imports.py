@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "sweep": {"types", "engine", "output_head", "processor", "shared_prefix"},
     "stats": set(),
     "grid": {"types", "answer_language", "disk"},
-    "selection": {"types", "config", "grid"},
+    "selection": {"types", "config", "grid", "models"},
     "strategies": {"types", "grid", "selection", "stats"},
     "comparison": {"types", "grid", "selection", "stats", "strategies"},
     "analysis": {"types", "grid", "stats"},
