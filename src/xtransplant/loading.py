@@ -129,16 +129,55 @@ def check_here(config: ModelConfig, chat: bool) -> None:
     """What only this machine and the tokenizer can tell, and is not to be found out after the data are loaded.
 
     Raises:
-        XTransplantError: there is no such device; or prompts are to be chats, and the tokenizer has no template.
+        XTransplantError: there is no such device; the adapter was trained on other weights; or prompts are to be chats,
+            and the tokenizer has no template.
     """
     if config.device not in ("auto", "cpu"):
         _device(config)
+    _refuse_other_base(config)
     if chat:
         try:
             tokenizer = load_tokenizer(config)
         except XTransplantError:
             return  # said when the model is loaded
         check_chat_template(tokenizer)
+
+
+def _refuse_other_base(config: ModelConfig) -> None:
+    """An adapter of `xtransplant sft` is for the weights that it was trained on, wherever they lie and whatever
+    they are called. Of other adapters, and of a hub's model that is not here yet, nothing is known.
+
+    Raises:
+        XTransplantError: the model has others.
+    """
+    folder = Path(adapter_of(config) or "").expanduser()
+    made = read_json(folder / "manifest.json") if config.adapter is not None else None
+    if made is None or made.get("job") != "sft":
+        return
+    base = made["model"]
+    # An embedded model is converted on each machine, with its versions: which it is, its name says.
+    if kind_of(config.path) is Kind.embedded and base["path"] == config.path:
+        return
+    where = _where(config)
+    place = _hub_snapshot(config) or Path(where["pretrained_model_name_or_path"])
+    files = [place / where["gguf_file"]] if "gguf_file" in where else _checkpoint_files(place, with_pickled=True)
+    known, found = _weights(base["files"]), _weights(_sums([path for path in files if _is_weights(path.name)]))
+    if known and found and known != found:
+        raise XTransplantError(
+            f"model.adapter={config.adapter}: it was trained on {base['path']}, whose weights have the sha256 "
+            f"{known[0][:12]}…; those of model.path={config.path} have {found[0][:12]}…. Give its own model."
+        )
+
+
+def _is_weights(name: str) -> bool:
+    return Path(name).suffix in WEIGHTS | PICKLED_WEIGHTS | {".gguf"}
+
+
+def _weights(sums: Mapping[str, str]) -> list[str]:
+    """The sums of the files that are loaded: pickled ones only where there are no others."""
+    named = {name: each for name, each in sums.items() if _is_weights(name)}
+    pickled = [name for name in named if Path(name).suffix in PICKLED_WEIGHTS]
+    return sorted(each for name, each in named.items() if len(pickled) == len(named) or name not in pickled)
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -185,7 +224,9 @@ def _load(config: ModelConfig, where: dict[str, Any], device: str | None) -> Loa
     adapter = None
     named = adapter_of(config)
     if named is not None:
+        _refuse_other_base(config)  # of a hub's model only now
         model, adapter = _merge_adapter(model, named)
+        _warn_of_other_base(config, adapter)
     if device is not None:
         model.to(device)  # type: ignore[arg-type]
     model.eval().requires_grad_(False)
@@ -286,6 +327,19 @@ def _merge_adapter(model: PreTrainedModel, adapter: str) -> tuple[PreTrainedMode
         **_training(folder),
     }
     return with_adapter.merge_and_unload(), described
+
+
+def _warn_of_other_base(config: ModelConfig, adapter: Mapping[str, Any]) -> None:
+    """Of an adapter that is not ours there is only the name that its base had; a folder's says nothing elsewhere."""
+    base = adapter["base_model"]
+    names = (config.path, base) if base and "training" not in adapter else ()
+    if len(set(names)) == 2 and all(kind_of(each) in (Kind.embedded, Kind.hub) for each in names):
+        log.warning(
+            "model.adapter=%s: made for %s, says its adapter_config.json, and merged into %s.",
+            config.adapter,
+            base,
+            config.path,
+        )
 
 
 # --- Provenance ------------------------------------------------------------------------------------------------------

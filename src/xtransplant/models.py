@@ -255,6 +255,9 @@ def _gguf_package_faults(config: ModelConfig) -> list[str]:
 def _folder_faults(config: ModelConfig) -> list[str]:
     folder = Path(config.path).expanduser()
     given = f"model.path={config.path}"
+    unfinished = _unfinished(given, folder)
+    if unfinished:
+        return unfinished
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             return [
@@ -283,6 +286,18 @@ def _folder_faults(config: ModelConfig) -> list[str]:
     if not any(name.startswith(("tokenizer", "vocab", "spiece", "sentencepiece")) for name in names):
         faults.append(f"{given}: the folder has no tokenizer. Save it there too: tokenizer.save_pretrained(folder)")
     return faults
+
+
+def _unfinished(given: str, folder: Path) -> list[str]:
+    """The fault of a folder in which `xtransplant sft` did not come to its end: its manifest is written last."""
+    failed = read_json(folder / "failed.json")
+    if (folder / "manifest.json").is_file() or (failed is None and not (folder / TRAINED_ON).is_file()):
+        return []
+    why = f" ({str(failed['error']).strip()})" if failed is not None and "error" in failed else ""
+    return [
+        f"{given}: its training did not finish{why}. Run the same `xtransplant sft` again: it goes on from its last "
+        "checkpoint. If the folder is a copy of a finished one, its manifest.json is missing: copy that too."
+    ]
 
 
 def _gguf_faults(config: ModelConfig) -> list[str]:
@@ -339,6 +354,9 @@ def _adapter_faults(config: ModelConfig) -> list[str]:
     described: dict[str, Any] | None = None
     if kind is Kind.folder:
         folder = Path(adapter).expanduser()
+        unfinished = _unfinished(given, folder)
+        if unfinished:
+            return [*faults, *unfinished]
         described = read_json(folder / "adapter_config.json")
         if described is None:
             return [
@@ -355,11 +373,6 @@ def _adapter_faults(config: ModelConfig) -> list[str]:
     else:
         what = "no such folder, or several" if "*" in adapter else "no such folder, and not a hub id (org/name)"
         faults.append(f"{given}: {what}. Give the folder of a PEFT adapter.")
-    trained = read_json(Path(adapter).expanduser() / "manifest.json") if kind is Kind.folder else None
-    base = str(((trained or {}).get("model") or {}).get("path", config.path))
-    # Folders may have been moved; an embedded model is known by its name.
-    if base != config.path and any(path.startswith("embedded:") for path in (base, config.path)):
-        faults.append(f"{given}: it was trained on {base}, and given is model.path={config.path}. Give its own model.")
     peft_type = (described or {}).get("peft_type")
     if peft_type in _NO_MERGE:
         faults.append(

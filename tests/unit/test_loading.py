@@ -117,6 +117,19 @@ def test_a_lora_adapter_is_merged_and_recorded(llama: Path, tmp_path: Path) -> N
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     assert recorded["files"]["adapter_model.safetensors"] == sha256(weights)
 
+    # With the manifest of a training of ours it is merged into the weights that it was trained on, and into no others.
+    manifest: dict[str, Any] = {"job": "sft", "model": {"path": "org/tiny", "files": {"renamed.safetensors": "0" * 64}}}
+    (tmp_path / "adapter" / "manifest.json").write_text(json.dumps(manifest))
+    given = config(llama, adapter=str(tmp_path / "adapter"))
+    for refuse in (lambda: loading.load_anew(given), lambda: loading.check_here(given, chat=False)):
+        with pytest.raises(
+            XTransplantError, match=rf"trained on org/tiny, .*0000….*model\.path={llama} have .*own model"
+        ):
+            refuse()
+    manifest["model"]["files"] = {"renamed.safetensors": sha256(llama / "model.safetensors"), "config.json": "other"}
+    (tmp_path / "adapter" / "manifest.json").write_text(json.dumps(manifest))
+    loading.check_here(given, chat=False)
+
 
 def test_of_a_gemma_3_that_takes_pictures_the_language_model_is_used(tmp_path: Path) -> None:
     save_checkpoint("gemma3", tmp_path)

@@ -193,17 +193,21 @@ def test_faults_of_other_keys(values: dict[str, Any], expected: str, llama: Path
     assert expected in fault
 
 
-def test_an_adapter_of_another_model(llama: Path, tmp_path: Path) -> None:
+def test_the_folder_of_an_unfinished_training(llama: Path, tmp_path: Path) -> None:
     folder, dots = tmp_path / "runs" / "adapter", tmp_path / "runs" / ".locks"
     for each in (folder, dots):
         each.mkdir(parents=True)
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    (folder / "adapter_model.safetensors").touch()
+    (folder / "trained_on.json").write_text("{}")
     given = config(llama, adapter=f"{tmp_path}/runs/*")
+    for faults in (check(given), check(config(folder))):
+        (fault,) = faults
+        assert "its training did not finish. Run the same `xtransplant sft` again" in fault
+    (folder / "failed.json").write_text('{"error": "The disk is full."}')
+    assert "did not finish (The disk is full.)" in check(given)[0]
+    for name in ("adapter_config.json", "manifest.json"):
+        (folder / name).write_text('{"peft_type": "LORA"}')
+    (folder / "adapter_model.safetensors").touch()
     assert check(given) == []
-    (folder / "manifest.json").write_text('{"model": {"path": "embedded:gemma3_270m"}}')
-    (fault,) = check(given)
-    assert f"it was trained on embedded:gemma3_270m, and given is model.path={llama}" in fault
 
 
 def test_all_faults_at_once() -> None:
