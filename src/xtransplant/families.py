@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import logging
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from xtransplant.catalogue import languages_meant
+from xtransplant.checks import did_you_mean
 from xtransplant.config import EmptyPrompt, LanguagePairConfig, TaskConfig
 from xtransplant.types import XTransplantError
 
@@ -170,7 +170,7 @@ def check(task: TaskConfig, pair: LanguagePairConfig, mean_over: Sequence[str] =
     for name, key in asked.items():
         if name not in known:
             faults.append(
-                f"{key}: lm-eval has no task {name!r}{_did_you_mean(name, known)}. Allowed: the harness's "
+                f"{key}: lm-eval has no task {name!r}. {did_you_mean(name, known)}Allowed: the harness's "
                 "tasks (xtransplant lm-eval ls tasks), ours (tasks/), and those below task.include_path=[folder]."
             )
     if task.data_dir is not None:
@@ -315,11 +315,6 @@ def _origin(settings: dict[str, Any]) -> str:
     return f"the hub's dataset {settings['dataset_path']}" if "dataset_path" in settings else "the task's own loader"
 
 
-def _did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    close = difflib.get_close_matches(given, list(allowed), n=3, cutoff=0.7)
-    return f" (did you mean {', '.join(close)}?)" if close else ""
-
-
 # --- What is wrong with a task of one's own -------------------------------------------------------------------------
 
 
@@ -351,7 +346,9 @@ def _fault_in_yaml(entry: Any, files: dict[str, Path], error: Exception) -> str 
         known = [each.name for each in fields(HarnessConfig)]
         for key in settings:
             if key not in known and f"'{key}'" in str(error):
-                return f"{path}, or what it includes: {key}: lm-eval has no such key{_did_you_mean(key, known)}."
+                return (
+                    f"{path}, or what it includes: {key}: lm-eval has no such key. {did_you_mean(key, known)}".rstrip()
+                )
     if isinstance(error, KeyError) and files:
         for key in ("test_split", "validation_split", "training_split", "fewshot_split"):
             if settings.get(key) is not None and error.args == (settings[key],):
@@ -364,27 +361,17 @@ def _fault_in_yaml(entry: Any, files: dict[str, Path], error: Exception) -> str 
         using = [key for key, value in settings.items() if isinstance(value, str) and undefined[1] in value]
         said = f"{path}: {', '.join(using) or 'a template'}: the documents have no field {undefined[1]}"
         there = list(dict.fromkeys(field for each in files.values() for field in _first_document(each)))
-        return f"{said}{_did_you_mean(undefined[1], there)}." + (f" They have: {', '.join(there)}." if there else "")
+        they_have = f"They have: {', '.join(there)}." if there else ""
+        return f"{said}. {did_you_mean(undefined[1], there)}{they_have}".rstrip()
     return None
 
 
 def _fault_in_files(settings: dict[str, Any], files: dict[str, Path], error: Exception) -> str | None:
-    """What to mend in JSON lines: the file, the line and what is wrong with it."""
+    """What to mend in local data: the file, the line and what is wrong with it."""
     for path in files.values():
-        if path.suffix not in (".json", ".jsonl") or _is_one_value(path):
-            continue
-        count = 0
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                count += bool(line.strip())
-                try:
-                    document = json.loads(line) if line.strip() else {}
-                except ValueError as fault:
-                    return f"{path}, line {number}: not JSON: {fault}. Write one document a line, as {_A_DOCUMENT}."
-                if not isinstance(document, dict):
-                    return f"{path}, line {number}: not a document. Write one a line, as {_A_DOCUMENT}."
-        if not count:
-            return f"{path}: no documents in it. Write one a line, as {_A_DOCUMENT}."
+        fault = broken_line(path, '{"id": "1", "question": "…"}')
+        if fault is not None:
+            return fault
     split = settings.get("test_split") or settings.get("validation_split")
     if isinstance(error, IndexError) and split in files:
         document = _first_document(files[split])
@@ -397,7 +384,25 @@ def _fault_in_files(settings: dict[str, Any], files: dict[str, Path], error: Exc
     return None
 
 
-_A_DOCUMENT = '{"id": "1", "question": "…"}'
+def broken_line(path: Path, example: str) -> str | None:
+    """What to mend in JSON lines; None where nothing is wrong with them, or the file is of another format.
+
+    Args:
+        example: a line as it should be.
+    """
+    if path.suffix not in (".json", ".jsonl") or _is_one_value(path):
+        return None
+    count = 0
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            count += bool(line.strip())
+            try:
+                document = json.loads(line) if line.strip() else {}
+            except ValueError as fault:
+                return f"{path}, line {number}: not JSON: {fault}. Write one document a line, as {example}."
+            if not isinstance(document, dict):
+                return f"{path}, line {number}: not a document. Write one a line, as {example}."
+    return None if count else f"{path}: no documents in it. Write one a line, as {example}."
 
 
 def _is_one_value(path: Path) -> bool:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtransplant import families, pairing
+from xtransplant.catalogue import languages_meant
+from xtransplant.checks import did_you_mean, shown
 from xtransplant.config import DataConfig, LanguagePairConfig, Mixture, SftConfig, Split, TaskConfig
 from xtransplant.types import XTransplantError
 
@@ -285,22 +288,12 @@ def _answered(
 
 
 def _instruction_rows(data: DataConfig, chat: Chat | None) -> dict[str, _Rows]:
-    from lm_eval.utils import apply_template
-
     found = {}
     for language in dict.fromkeys(data.languages):
         rows = found[language] = _Rows()
         for row in _raw(data, language):
-            try:
-                prompt = str(apply_template(data.prompt, row)).strip()
-                answer = str(apply_template(data.answer, row)).strip()
-                key = _key_of(row, data, prompt)
-            except Exception as error:  # Jinja's, of a field that is not there, for one
-                fields = ", ".join(row)
-                raise XTransplantError(
-                    f"data.prompt, data.answer, data.key: do not fit the rows of {data.path} "
-                    f"({type(error).__name__}: {error}). Their fields: {fields}."
-                ) from error
+            prompt, answer = (_filled(data, name, row) for name in ("prompt", "answer"))
+            key = _key_of(row, data, prompt)
             if not prompt or not answer:
                 rows.left_out += 1
                 continue
@@ -317,6 +310,22 @@ def _instruction_rows(data: DataConfig, chat: Chat | None) -> dict[str, _Rows]:
     return found
 
 
+def _filled(data: DataConfig, name: str, row: dict[str, Any]) -> str:
+    """What the template of a key makes of a row."""
+    from lm_eval.utils import apply_template
+
+    template = getattr(data, name)
+    try:
+        return str(apply_template(template, row)).strip()
+    except Exception as error:  # Jinja's, of a field that is not there, for one
+        undefined = re.match(r"'(\w+)' is undefined", str(error))
+        hint = "" if undefined is None else did_you_mean(undefined[1], row)
+        raise XTransplantError(
+            f"data.{name}={template}: does not fit the rows of {data.path}: {error}. {hint}Their fields: "
+            f"{', '.join(row)}. Write a template of these, e.g. 'data.{name}=\"{{{{{next(iter(row))}}}}}\"'."
+        ) from error
+
+
 def _as_chat(prompt: str, answer: str, chat: Chat | None) -> tuple[str, str, bool]:
     """The prompt up to where the answer begins; the answer with the end of its turn; whether it lacks that."""
     assert chat is not None
@@ -330,7 +339,15 @@ def _as_chat(prompt: str, answer: str, chat: Chat | None) -> tuple[str, str, boo
 def _key_of(row: dict[str, Any], data: DataConfig, prompt: str) -> str:
     if data.key is None:
         return pairing.texts_digest([prompt])[:16]
-    return ":".join(str(row[name.strip()]) for name in data.key.split(","))
+    names = [name.strip() for name in data.key.split(",")]
+    for name in names:
+        if name not in row:
+            raise XTransplantError(
+                f"data.key={data.key}: the rows of {data.path} have no field {name}. {did_you_mean(name, row)}Their "
+                f"fields: {', '.join(row)}. Give what a row has in common with its translations; or data.key=null: each "
+                "row is a document of its own."
+            )
+    return ":".join(str(row[name]) for name in names)
 
 
 def _raw(data: DataConfig, language: str) -> Iterable[dict[str, Any]]:
@@ -348,10 +365,11 @@ def _raw(data: DataConfig, language: str) -> Iterable[dict[str, Any]]:
     wanted = set(code.split("|"))
     chosen = [number for number, each in enumerate(of_rows) if each in wanted]
     if not chosen:
-        there = ", ".join(sorted(set(of_rows))[:40])
+        there = sorted(set(of_rows))
         raise XTransplantError(
-            f"data.languages: {data.path} has no rows of {language} ({data.language_field}: {code}). It has: {there}. "
-            f"If the language is there by another code: data.codes={{{language}: <code>}}."
+            f"data.languages: {data.path} has no rows of {language} ({data.language_field}: {code}). "
+            f"It has: {', '.join(there[:40])}. If the language is there by another code: "
+            f"data.codes={{{language}: {(languages_meant(language, there) or ['<code>'])[0]}}}."
         )
     return rows.select(chosen)
 
@@ -369,6 +387,11 @@ def _loaded(data: DataConfig, code: str) -> Any:
         return datasets.load_dataset(where, name, split=data.split, revision=data.revision)
     except Exception as error:
         what = files or data.path
+        fault = (
+            families.broken_line(Path(what), '{"id": 1, "instruction": "…", "output": "…"}') if path.exists() else None
+        )
+        if fault is not None:
+            raise XTransplantError(f"data.path={data.path}: {fault}") from error
         how = (
             "Mend the file"
             if path.exists()
@@ -404,9 +427,21 @@ def _suffix(name: str) -> str:
     return Path(name.removesuffix(".gz")).suffix
 
 
+def _meant(languages: Iterable[str], known: Collection[str]) -> str:
+    """A question to put into a message, of languages that are not known; empty if nothing is close."""
+    meant = [code for each in languages for code in languages_meant(each, known)]
+    return f"Did you mean {' or '.join(meant)}? " if meant else ""
+
+
 def check_task(task: TaskConfig, languages: Sequence[str]) -> list[str]:
-    """Faults of a task's names and folders that can be seen without loading it; of the languages that it has."""
+    """Faults of a task's languages, names and folders that can be seen without loading it."""
     faults = []
+    unknown = [each for each in languages if task.languages and each not in task.languages]
+    if unknown:
+        faults.append(
+            f"data.languages={shown(languages)}: {task.name} has no {', '.join(unknown)}. "
+            f"{_meant(unknown, task.languages)}It has: {', '.join(sorted(task.languages))}."
+        )
     for language in dict.fromkeys(each for each in languages if each in (task.languages or [each])):
         try:
             _direction(task, language, languages)
@@ -423,8 +458,9 @@ def check(data: DataConfig) -> list[str]:
     if unknown:
         known = ", ".join(sorted(data.codes))
         faults.append(
-            f"data.languages={', '.join(unknown)}: {data.name} has no such language. It has: {known}. If it does, by "
-            f"another code: data.codes={{{unknown[0]}: <code>}}."
+            f"data.languages={', '.join(unknown)}: {data.name} has no such language. "
+            f"{_meant(unknown, data.codes)}It has: {known}. If it does, by another "
+            f"code: data.codes={{{unknown[0]}: <code>}}."
         )
     for name in ("config", "files"):
         given = getattr(data, name)
@@ -445,16 +481,18 @@ def check(data: DataConfig) -> list[str]:
             )
         return faults
     if path.is_dir() and data.config is None and (data.files is not None or data.language_field is None):
-        missing = []
+        missing = {}
         for language in dict.fromkeys(data.languages):
             file = file_of(data, data.codes.get(language, language))
             if file is None or not Path(file).is_file():
-                missing.append(language if file is None else f"{language} ({Path(file).name})")
+                missing[language] = language if file is None else f"{language} ({Path(file).name})"
         if missing:
             endings = ", ".join(f"<language>{ending}" for ending in _FORMATS)
+            there = [each.stem for each in path.iterdir() if each.suffix in _FORMATS]
             faults.append(
-                f"data.path={data.path}: the folder has no file of {', '.join(missing)}. It needs {endings}; or give "
-                "data.files, e.g. train.{lang}.jsonl, or data.config for a data set laid out as on the hub."
+                f"data.path={data.path}: the folder has no file of {', '.join(missing.values())}. "
+                f"{_meant(missing, there)}It needs {endings}; or give data.files, e.g. "
+                "train.{lang}.jsonl, or data.config for a data set laid out as on the hub."
             )
         return faults
     if not path.is_dir() and (path.is_absolute() or data.path.startswith((".", "~")) or data.path.count("/") != 1):

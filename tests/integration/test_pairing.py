@@ -234,7 +234,7 @@ def test_names_and_languages_are_checked_before_anything_is_built(tmp_path: Path
     [fault] = families.check(task, LanguagePairConfig("en", "swa"))
     assert "no such language (did you mean sw?)" in fault and "It has: en, sw" in fault
     [one, two] = families.check(config(tmp_path, tasks=["colour_choise_{lang}"]), PAIR)
-    assert "did you mean colour_choice_sw" in one and "did you mean colour_choice_en" in two
+    assert "Did you mean colour_choice_sw" in one and "Did you mean colour_choice_en" in two
     [fault] = families.check(config(tmp_path, include_path=[str(tmp_path / "none")]), PAIR)
     assert "is not a folder" in fault
 

@@ -529,6 +529,27 @@ def test_instructions_of_a_folder(model: list[str]) -> None:
     one = {each.document: each for each in data.examples if each.language == "en"}
     assert one["local/4"].prompt == "en instruction 4\n\ninput 4" and one["local/4"].answer == "\n\nen answer 4"
     assert one["local/3"].prompt == "en instruction 3" and one["local/3"].ends
+    # Fields and lines that are not as they should be.
+    for given, said in (
+        (
+            "data.prompt='{{question}}'",
+            r"data\.prompt=\{\{question\}\}: .*instructions: 'question' is undefined\. Their fields: id, in",
+        ),
+        (
+            "data.answer='{{outptu}}'",
+            r"data\.answer=.*Did you mean output\? .*Write a template of these, e\.g\. 'data\.answer=",
+        ),
+        ("data.key=idd", r"data\.key=idd: .*no field idd\. Did you mean id\? .*data\.key=null"),
+        ("data.languages=[en,chinese]", r"no file of chinese\. Did you mean zh\?"),
+    ):
+        with pytest.raises(XTransplantError, match=said):
+            data_of(*model, *LOCAL, given)
+    assert len({each.document for each in data_of(*model, *LOCAL, "data.key=null").examples}) == 40
+    with Path("instructions/zh.jsonl").open("a") as lines:
+        lines.write('{"id": 20, "instruction": \n')
+    with pytest.raises(XTransplantError, match=r"zh\.jsonl, line 21: not JSON: .*Write one document a line"):
+        data_of(*model, *LOCAL)
+    write_rows(Path("instructions/zh.jsonl"), alpaca("zh"))
     # A limit takes some of the same documents, and fewer are drawn the same way.
     few = data_of(*model, *LOCAL, "data.limit=5", "data.held_out=0.2")
     assert {each.document for each in few.training} < {each.document for each in data.examples}
@@ -560,7 +581,7 @@ def test_one_file_with_a_field_for_the_language(model: list[str]) -> None:
     given = ["data=local", "data.path=all.csv", "data.language_field=lang", "data.codes={en:eng,zh:zho|cmn}"]
     data = data_of(*model, *given, "data.languages=[zh]", "data.held_out=0")
     assert [each.prompt.split()[0] for each in data.training] == ["zho"] * 4
-    with pytest.raises(XTransplantError, match=r"no rows of en \(lang: fra\)\. It has: eng, zho\."):
+    with pytest.raises(XTransplantError, match=r"no rows of en \(lang: fra\)\. It has: eng, zho\..*\{en: eng\}"):
         data_of(*model, *given, "data.codes={en:fra}", "data.languages=[en]")
 
 
