@@ -31,6 +31,7 @@ from xtransplant.config import (
     GridConfig,
     GridReader,
     JobConfig,
+    LoraConfig,
     Method,
     Mixture,
     ModelJob,
@@ -281,29 +282,36 @@ def validate(config: JobConfig, num_layers: int | None = None, unclear: Collecti
 
 
 def idle_settings(configs: Sequence[JobConfig], unclear: Collection[str] = ()) -> list[str]:
-    """The fault of settings of a transplant in runs that all are vanilla; of a sweep, one run may be.
+    """The fault of settings that act in none of the runs, of a sweep: of a transplant where all runs are vanilla, of an
+    adapter where all train the whole model.
 
     Which component is not transplanted may be said: a sweep over components has its vanilla run, too.
     """
     runs = [config for config in configs if isinstance(config, EvaluateConfig)]
-    if "transplant" in unclear or "transplant.layers" in unclear or not all(config.is_vanilla for config in runs):
-        return []
-    names = [each.name for each in keys(EvaluateConfig) if each.name.startswith("transplant.")]
-    default = TransplantConfig()
-    given: dict[str, str] = {}
-    for name in names:
-        key = name.partition(".")[2]
-        for config in runs:
-            value = getattr(config.transplant, key)
-            if key != "component" and not _is_unclear(name, unclear) and value != getattr(default, key):
-                given.setdefault(name, f"{name}={shown(value)}")
-    if not given:
+    trainings = [config for config in configs if isinstance(config, SftConfig)]
+    if runs and "transplant.layers" not in unclear and all(config.is_vanilla for config in runs):
+        given = _departing("transplant", runs, TransplantConfig, unclear, but=("component",))
+        without = "transplant.layers; give e.g. transplant.layers=[last,first]"
+    elif trainings and "method" not in unclear and all(config.method is Method.full for config in trainings):
+        given = _departing("lora", trainings, LoraConfig, unclear)
+        without = "an adapter: give method=lora, or leave it out"
+    else:
         return []
     verb = "has" if len(given) == 1 else "have"
-    return [
-        f"{', '.join(given.values())} {verb} no effect without transplant.layers; give e.g. "
-        "transplant.layers=[last,first]"
-    ]
+    return [f"{', '.join(given)} {verb} no effect without {without}"] if given else []
+
+
+def _departing(
+    section: str, configs: Sequence[JobConfig], schema: type, unclear: Collection[str], but: Collection[str] = ()
+) -> list[str]:
+    """The settings of a section that are not at their defaults, the first value of each."""
+    given: dict[str, str] = {}
+    for key in keys(schema):
+        for config in configs:
+            value, name = getattr(getattr(config, section), key.name), f"{section}.{key.name}"
+            if key.name not in but and not _is_unclear(name, unclear) and value != key.default:
+                given.setdefault(name, f"{name}={shown(value)}")
+    return list(given.values())
 
 
 def _is_unclear(name: str, unclear: Collection[str]) -> bool:
@@ -364,6 +372,8 @@ def _training_faults(config: SftConfig, unclear: Collection[str]) -> list[str]:
     languages = data.languages
     by_task = config.trains_on_task
     weighted = data.mixture is Mixture.weights
+    evaluations = math.inf if config.steps is None else math.ceil(config.steps / max(config.eval_steps, 1))
+    ends = config.patience is None or config.patience < evaluations
     names = isinstance(lora.targets, list) and bool(lora.targets) and all(isinstance(t, str) for t in lora.targets)
     checks = {
         "data.languages": (
@@ -397,8 +407,8 @@ def _training_faults(config: SftConfig, unclear: Collection[str]) -> list[str]:
         "lora.dropout": (0 <= lora.dropout < 1, "a share, from 0 up to but not 1"),
         "lora.targets": (lora.targets == "all-linear" or names, "all-linear, or a list of names, e.g. [q_proj,v_proj]"),
         "steps": (
-            (config.steps is None) != (config.epochs is None) and (config.steps is None or config.steps >= 1),
-            "1 or more; null with epochs",
+            config.epochs is not None if config.steps is None else config.steps >= 1,
+            "1 or more; null only with epochs, e.g. steps=null epochs=1",
         ),
         "epochs": (config.epochs is None or (math.isfinite(config.epochs) and config.epochs > 0), "a number above 0"),
         "max_length": (config.max_length >= 2, "2 or more"),
@@ -406,8 +416,11 @@ def _training_faults(config: SftConfig, unclear: Collection[str]) -> list[str]:
         "warmup": (0 <= config.warmup < 1, "a share of the steps, from 0 up to but not 1"),
         "weight_decay": (math.isfinite(config.weight_decay) and config.weight_decay >= 0, "a number, 0 or more"),
         "patience": (
-            config.patience is None or (config.patience >= 1 and data.held_out > 0),
-            "1 or more, and only with data.held_out above 0; or null",
+            config.patience is None or (config.patience >= 1 and data.held_out > 0 and ends),
+            "1 or more, and only with data.held_out above 0; or null"
+            if ends
+            else f"less than the number of evaluations, which is {config.steps} / {config.eval_steps} with "
+            f"steps={config.steps} and eval_steps={config.eval_steps}: else it would never end the training; or null",
         ),
         "seed": (config.seed >= 0, "0 or more"),
         "model.adapter": (
@@ -423,6 +436,11 @@ def _training_faults(config: SftConfig, unclear: Collection[str]) -> list[str]:
         },
     }
     faults = _wrong_values(config, checks, unclear)
+    if config.steps is not None and config.epochs is not None and not {"steps", "epochs"} & set(unclear):
+        faults.append(
+            f"steps={config.steps} and epochs={config.epochs:g}: both say how long to train. Give steps=null "
+            f"epochs={config.epochs:g}, or steps={config.steps} alone."
+        )
     if by_task:
         faults += _data_folder_faults(config.task)
         faults += [] if config.task.tasks else ["task.tasks: none. Give at least one lm-eval task."]

@@ -411,7 +411,7 @@ def _check_answers(pairing: Pairing, task: TaskConfig, split: Split) -> None:
         choices = target.doc_to_choice(doc)
         # As the harness grades: with a context for each choice, the text says which one is right.
         answer = target.doc_to_text(doc) if target.multiple_input else target.doc_to_target(doc)
-        if not _is_among(answer, choices):
+        if not is_among(answer, choices):
             wrong.append((key, answer, choices))
     if wrong:
         key, answer, choices = wrong[0]
@@ -425,7 +425,8 @@ def _check_answers(pairing: Pairing, task: TaskConfig, split: Split) -> None:
         )
 
 
-def _is_among(answer: Any, choices: Sequence[str]) -> bool:
+def is_among(answer: Any, choices: Sequence[str]) -> bool:
+    """Whether a right answer, as the harness has it, is one of the choices: a number from 0, a text, or several."""
     if isinstance(answer, list):  # any of them counts
         return bool(answer) and all(isinstance(each, int) and 0 <= each < len(choices) for each in answer)
     return 0 <= answer < len(choices) if isinstance(answer, int) else answer in choices

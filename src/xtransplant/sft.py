@@ -334,6 +334,12 @@ def _progress(config: SftConfig, path: Path) -> Any:
 
     class Progress(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            # Of steps that were given, `checks` says so.
+            if config.patience is not None and config.patience >= math.ceil(state.max_steps / config.eval_steps):
+                raise XTransplantError(
+                    f"patience={config.patience}: it would never end the training. epochs={config.epochs} are "
+                    f"{state.max_steps} steps here, evaluated every eval_steps={config.eval_steps}: give smaller ones."
+                )
             # Of what was done before a kill, the time counts too.
             before = lines(state.log_history)
             self.started = time.perf_counter() - (before[-1]["seconds"] if before else 0.0)

@@ -261,10 +261,11 @@ def _answered(
     if task.OUTPUT_TYPE == "multiple_choice":
         # With a context for each choice, the text says which one is right.
         gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+        choices = _choices(task, doc, gold)
         if isinstance(gold, list):
             gold = gold[0]  # any of them counts
         if not isinstance(gold, int):
-            gold = task.doc_to_choice(doc).index(gold)
+            gold = choices.index(gold)
         prompt, answer = requests[gold].args[:2]
         return str(prompt), str(answer)
     if task.OUTPUT_TYPE == "loglikelihood":
@@ -273,7 +274,7 @@ def _answered(
     if task.OUTPUT_TYPE == "generate_until":
         target = task.doc_to_target(doc)
         if isinstance(target, int) and task.config.doc_to_choice is not None:
-            target = task.doc_to_choice(doc)[target]
+            target = _choices(task, doc, target)[target]
         if isinstance(target, list):
             target = target[0]
         delimiter = "" if settings.apply_chat_template else task.config.target_delimiter
@@ -282,6 +283,22 @@ def _answered(
         f"{task.config.task} asks for {task.OUTPUT_TYPE}, which has no answer to train. Take a task of "
         "multiple_choice, loglikelihood or generate_until."
     )
+
+
+def _choices(task: ConfigurableTask, doc: dict[str, Any], answer: Any) -> list[str]:
+    """A document's choices.
+
+    Raises:
+        XTransplantError: the right answer is none of them, e.g. a label of -1, which is not public. Of the target
+            side's documents `pairing` says so before.
+    """
+    choices: list[str] = task.doc_to_choice(doc)
+    if not pairing.is_among(answer, choices):
+        raise XTransplantError(
+            f"{task.config.task}: the right answer of a document is none of its choices, so there is none to train: "
+            f"{answer!r}, of {', '.join(map(repr, choices))}. Mend the data, or take a task whose labels are public."
+        )
+    return choices
 
 
 # --- Instructions ----------------------------------------------------------------------------------------------------
@@ -344,8 +361,8 @@ def _key_of(row: dict[str, Any], data: DataConfig, prompt: str) -> str:
         if name not in row:
             raise XTransplantError(
                 f"data.key={data.key}: the rows of {data.path} have no field {name}. {did_you_mean(name, row)}Their "
-                f"fields: {', '.join(row)}. Give what a row has in common with its translations; or data.key=null: each "
-                "row is a document of its own."
+                f"fields: {', '.join(row)}. Give what a row has in common with its translations; or data.key=null: "
+                "each row is a document of its own."
             )
     return ":".join(str(row[name]) for name in names)
 

@@ -18,7 +18,20 @@ import torch
 
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import documents, write_tasks
-from xtransplant import cli, compose, families, jobs, lm, loading, logs, record, sft, tracking_worker, training_data
+from xtransplant import (
+    cli,
+    compose,
+    families,
+    jobs,
+    lm,
+    loading,
+    logs,
+    pairing,
+    record,
+    sft,
+    tracking_worker,
+    training_data,
+)
 from xtransplant.config import EvaluateConfig, SftConfig, TooLong
 from xtransplant.training_data import Example, TrainingData
 from xtransplant.types import XTransplantError
@@ -431,6 +444,20 @@ def test_answers_are_those_that_the_scoring_takes_for_right(kind: str, task: lis
     assert len({(each.language, each.document) for each in data.training}) == len(data.training)
     halves = [{each.document for each in data.training if each.language == code} for code in ("en", "sw")]
     assert halves[0] == halves[1]
+
+
+def test_a_label_that_is_no_choice_is_refused(
+    model: list[str], task: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-1 is not the last choice; also where the task scores in its own way, or is a source side only."""
+    hidden = {code: [row | {"label": -1} for row in documents(code)] for code in ("en", "sw")}
+    folder = write_tasks(tmp_path / "hidden", **hidden)
+    given = [*model, *task, f"task.include_path=[{folder}]"]
+    with pytest.raises(XTransplantError, match="the right answer is none of the choices"):
+        data_of(*given, "data.languages=[sw]")
+    monkeypatch.setattr(pairing, "_check_answers", lambda *_: None)
+    with pytest.raises(XTransplantError, match="the right answer of a document is none of its choices"):
+        data_of(*given, "data.languages=[sw]")
 
 
 def test_examples_from_the_documents_that_are_evaluated_are_refused(
