@@ -1,4 +1,4 @@
-"""What there is to choose from: models, tasks, languages, experiments; and which language a near miss may mean.
+"""What there is to choose from: models, tasks, languages, data, experiments; and which language a near miss may mean.
 
 Read from the YAML files as they are. Composing each of them with Hydra would take seconds.
 """
@@ -27,6 +27,7 @@ KINDS = {
     "models": "name for model=, path, licence",
     "tasks": "name for task=, what it is, number of languages, how an answer is got",
     "languages": "code for language_pair=<source>-<target>, name, the tasks that have it",
+    "data": "name for data= of sft, path, what it is, languages, whether they are parallel, licence",
     "experiments": "name for experiment=, what it is, the job it is for first, number of runs with -m, what it needs",
 }
 
@@ -118,6 +119,17 @@ def entries(kind: str, config_dir: str | None = None) -> list[Entry]:
             unknown = sorted(map(str, content.keys() - _TASK_KEYS - {"defaults"}))
             facts += [f"to be mended: there is no key {', '.join(unknown)}"] if unknown else []
             found.append(Entry((name, f"{about} ({'; '.join(facts)})".lstrip()), tuple(map(str, languages))))
+        elif kind == "data":
+            content = choice_content(name, choices)
+            where = str(content.get("path", "???")).replace("???", "data.path=…")
+            codes = content.get("codes") or {}
+            if where == "task":
+                facts = ["the task's languages, parallel, licence"]
+            else:
+                facts = [f"{len(codes)} languages" if codes else "any language"]
+                facts.append(f"parallel by {content['key']}" if content.get("key") else "not parallel")
+                facts += [str(content["licence"])] if content.get("licence") else []
+            found.append(Entry((name, where, f"{about} ({'; '.join(facts)})"), tuple(map(str, codes))))
         else:
             of_it = ", ".join(_facts(name, path, choice_content(name, choices), config_dir))
             found.append(Entry((name, f"{about} ({of_it})")))

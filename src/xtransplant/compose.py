@@ -64,8 +64,8 @@ _OTHER_CHOICES = {
     "given as --config-dir.",
     "language_pair": "Any two language codes of two or three letters: language_pair=<source>-<target>, e.g. en-sw "
     "or en-zh-Hant; or language_pair.source=<code> language_pair.target=<code>. Codes: xtransplant list languages.",
-    "data": "Any other: data=local data.path=<folder or file>, or a YAML file data/<name>.yaml in a folder given as "
-    "--config-dir.",
+    "data": "What each is: xtransplant list data. Any other: data=local data.path=<folder or file>, or a YAML file "
+    "data/<name>.yaml in a folder given as --config-dir.",
     "experiment": "What each is: xtransplant list experiments.",
     _LAUNCHER: "What each is for: docs/launchers.md.",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -16,13 +17,27 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xtransplant import compare as comparing
-from xtransplant import families, grading, loading, logs, models, overview, pairing, record, selection, tables, tracking
+from xtransplant import (
+    families,
+    grading,
+    loading,
+    logs,
+    models,
+    overview,
+    pairing,
+    record,
+    reproduce,
+    selection,
+    tables,
+    tracking,
+)
 from xtransplant.config import (
     CompareConfig,
     DoctorConfig,
     EvaluateConfig,
     LanguagePairConfig,
     Method,
+    ModelConfig,
     PromptLanguages,
     RunJob,
     RunReader,
@@ -420,21 +435,41 @@ def show_training(folder: Path) -> str:
             f"\n{facts['model_name']}, {facts['data']}, {facts['method']}, {', '.join(facts['languages'])}",
             tables.training_table([run]),
             f"\n{folder}",
-            f"To evaluate it: {_as_model(facts, folder)}",
+            f"To evaluate it: {_to_evaluate(run)}",
         ]
     )
 
 
 def show_trainings(folders: Sequence[Path]) -> str:
     """Finished runs of `sft` beside each other."""
-    return tables.training_table([run for run in map(record.load_run, folders) if run is not None])
+    runs = [run for run in map(record.load_run, folders) if run is not None]
+    return "\n".join([tables.training_table(runs), "\nTo evaluate them:", *map(_to_evaluate, runs)])
 
 
-def _as_model(facts: dict[str, Any], folder: Path) -> str:
-    """The keys with which `evaluate` and `grid` take what was trained."""
-    if facts["method"] == Method.full.value:
-        return f"model=hf model.path={folder} model.name={facts['model_name']}_sft split=unseen"
-    return f"the same model, model.adapter={folder} split=unseen"
+def _to_evaluate(run: record.Run) -> str:
+    """The command that evaluates what was trained, of its languages the first that has a task's documents as a target:
+    those of the task that it was trained on, else of its config's."""
+    from xtransplant import training_data
+
+    config = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(SftConfig), OmegaConf.load(run.folder / record.CONFIG))
+    )
+    assert isinstance(config, SftConfig)
+    given = to_dict(config)
+    asked: dict[str, Any] = {"model": given["model"] | {"adapter": str(run.folder)}}
+    more = ""
+    if config.method is Method.full:
+        more = f" model=hf model.path={shlex.quote(str(run.folder))} model.name={short_name(config.model)}_sft"
+        more += f" model.dtype={config.model.dtype.value}" if config.model.dtype is not ModelConfig.dtype else ""
+        asked = {}
+    languages = sorted(config.data.languages, key=lambda each: each == "en")
+    try:
+        pair = training_data.direction(config.task, languages[0], config.data.languages)[0]
+        asked |= {"task": given["task"], "language_pair": vars(pair)}
+    except XTransplantError:  # a data set's language that the task has not
+        more += " task=<task> language_pair=<source>-<target>"
+    asked |= {"split": "unseen"} if config.trains_on_task else {}
+    return reproduce.command("evaluate", asked) + more
 
 
 def summarize(config: SummarizeConfig) -> None:

@@ -143,10 +143,9 @@ def _one(composed: Any, *, job: str, attempt: str, count: int, run: Run, verbose
         outcome["status"] = "done"
         name = "" if folder is None else f" {folder.name}"
     except Exception as error:
-        said = record.explained(error)
-        if said is None:
+        if record.explained(error) is None:
             traceback.print_exc()
-        outcome["error"] = said or f"{type(error).__name__}: {error}"
+        outcome["error"] = record.in_words(error)
     outcome["seconds"] = round(time.perf_counter() - started, 2)
     if outcome["error"] is None:
         log.info("%d of %d:%s in %.1f s", number + 1, count, name, outcome["seconds"])

@@ -67,7 +67,7 @@ def doing(folder: Path) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            facts = {"error": explained(error) or f"{type(error).__name__}: {error}"}
+            facts = {"error": in_words(error)}
             _fail(folder, facts | {"traceback": traceback.format_exc(), "time": datetime.now(UTC).isoformat()})
             raise
 
@@ -241,6 +241,11 @@ def explained(error: BaseException) -> str | None:
             )
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def in_words(error: BaseException) -> str:
+    """As `explained`; where only a traceback helps, the exception itself."""
+    return explained(error) or f"{type(error).__name__}: {error}"
 
 
 _DISK = {

@@ -337,7 +337,7 @@ def _progress(config: SftConfig, path: Path) -> Any:
             # Of steps that were given, `checks` says so.
             if config.patience is not None and config.patience >= math.ceil(state.max_steps / config.eval_steps):
                 raise XTransplantError(
-                    f"patience={config.patience}: it would never end the training. epochs={config.epochs} are "
+                    f"patience={config.patience}: it would never end the training. epochs={config.epochs:g} are "
                     f"{state.max_steps} steps here, evaluated every eval_steps={config.eval_steps}: give smaller ones."
                 )
             # Of what was done before a kill, the time counts too.

@@ -169,7 +169,7 @@ def _task_rows(config: SftConfig, chat: Chat | None) -> dict[str, _Rows]:
     for language in config.data.languages:
         if language in rows:
             continue
-        pair, side = _direction(config.task, language, config.data.languages)
+        pair, side = direction(config.task, language, config.data.languages)
         rows[language] = _Rows()
         sources = pairing.Sources(seed=config.seed)
         pairs = pairing.load(config.task, pair, Split.sample, None, sources)
@@ -178,7 +178,7 @@ def _task_rows(config: SftConfig, chat: Chat | None) -> dict[str, _Rows]:
     return rows
 
 
-def _direction(task: TaskConfig, language: str, languages: Sequence[str]) -> tuple[LanguagePairConfig, str]:
+def direction(task: TaskConfig, language: str, languages: Sequence[str]) -> tuple[LanguagePairConfig, str]:
     """A language pair that has the language's documents, and on which side: the target's, if it can be one."""
     partners = dict.fromkeys([*languages, "en", *task.languages])
     others = [each for each in partners if each != language and each in (task.languages or partners)]
@@ -461,7 +461,7 @@ def check_task(task: TaskConfig, languages: Sequence[str]) -> list[str]:
         )
     for language in dict.fromkeys(each for each in languages if each in (task.languages or [each])):
         try:
-            _direction(task, language, languages)
+            direction(task, language, languages)
         except XTransplantError as error:
             faults += str(error).split("\n")
     return list(dict.fromkeys(faults))

@@ -34,7 +34,7 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     # lists
     ("lst", ("lst", "Did you mean list or sft?")),
     ("tasks", ("tasks: not a job", "Did you mean list tasks?")),
-    ("list", ("of what?", "models, tasks, languages, experiments")),
+    ("list", ("of what?", "models, tasks, languages, data, experiments")),
     ("list task", ("list task: no such list", "Did you mean tasks?")),
     ("list langauges sw", ("langauges", "Did you mean languages?")),
     ("list tasks --multirun", ("--multirun", "--config-dir")),

@@ -45,7 +45,7 @@ def names(lines: list[str]) -> list[str]:
 # --- Lines -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["models", "tasks", "experiments"])
+@pytest.mark.parametrize("kind", ["models", "tasks", "data", "experiments"])
 def test_every_choice_has_a_line(kind: str) -> None:
     group = CONF / kind.removesuffix("s")
     expected = sorted(path.relative_to(group).with_suffix("").as_posix() for path in group.rglob("*.yaml"))
@@ -78,6 +78,15 @@ def test_line_of_a_language(listed: Listed) -> None:
     ]
     assert "xcopa" in families
     assert re.split("  +", line) == ["qu", "Quechua", ", ".join(families)]
+
+
+def test_line_of_data(listed: Listed) -> None:
+    found = {line.split()[0]: line for line in listed("data")}
+    assert "MBZUAI/Bactrian-X" in found["bactrian_x"]
+    assert found["bactrian_x"].endswith("(52 languages; parallel by id; CC BY-NC 4.0)")
+    assert "not parallel; Apache-2.0)" in found["aya"] and "data.path=…" in found["local"]
+    assert found["task"].endswith("(the task's languages, parallel, licence)")
+    assert names(listed("data swahili")) == ["aya", "bactrian_x"]
 
 
 def test_columns_are_aligned(listed: Listed) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import write_tasks
 from xtransplant import answer_language, cli, grading, pairing, record
 from xtransplant.answer_language import CONSISTENCY, JUDGED
@@ -36,11 +35,6 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         body |= {"task": f"colour_filtered_{language}", "filter_list": filters}
         (folder / f"filtered_{language}.yaml").write_text(yaml.safe_dump(body), encoding="utf-8")
     return folder
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint("llama", tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture

@@ -11,20 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.equivalence.tiny import save_checkpoint
-from tests.integration.local_tasks import documents, write_tasks
+from tests.integration.local_tasks import documents
 from xtransplant import captures, cli, loading, logs, pairing, record
 from xtransplant.captures import Captures
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint("llama", tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 
-from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import documents, write_tasks
 from xtransplant import (
     cli,
@@ -32,21 +32,11 @@ from xtransplant import (
     tracking_worker,
     training_data,
 )
-from xtransplant.config import EvaluateConfig, SftConfig, TooLong
+from xtransplant.config import EvaluateConfig, SftConfig, Split, TooLong
 from xtransplant.training_data import Example, TrainingData
 from xtransplant.types import XTransplantError
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint("llama", tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +125,14 @@ def test_a_run_leaves_an_adapter_and_its_record(arguments: list[str], trained: r
     assert "<svg" in (folder / "training.svg").read_text() and "held out" in (folder / "training.svg").read_text()
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(checkpoint)
     shown = jobs.show_training(folder)
-    assert "6      " in shown and f"model.adapter={folder}" in shown
+    assert "6      " in shown
+    # The command that evaluates it, as it is.
+    command = shlex.split(shown.rpartition("To evaluate it: ")[2])
+    assert command[:2] == ["xtransplant", "evaluate"]
+    asked = config_of("evaluate", *command[2:])
+    assert isinstance(asked, EvaluateConfig) and asked.model.adapter == str(folder) and asked.split is Split.unseen
+    assert (asked.language_pair.source, asked.language_pair.target) == ("en", "sw")
+    assert (asked.model.path, asked.task.tasks) == (str(checkpoint), ["colour_choice_{lang}"])
 
 
 def tokens_of(examples: list[Example], found: record.Run) -> int:
@@ -282,7 +279,8 @@ def test_a_sweep_ends_in_one_table(arguments: list[str], capsys: Any) -> None:
     assert cli.main(["sft", "-m", *given, "lora.rank=1,2"]) == 0
     shown = capsys.readouterr().out
     assert len(record.find_runs(["outputs"], "sft")) == 2
-    assert shown.count("colour") == 2 and "held out" in shown
+    table, _, commands = shown.partition("To evaluate them:")
+    assert table.count("colour") == 2 and "held out" in table and commands.count("xtransplant evaluate ") == 2
 
 
 def test_what_is_told_to_weights_and_biases(trained: record.Run) -> None:

@@ -80,6 +80,7 @@ ALLOWED: dict[str, set[str]] = {
         "record",
         "compare",
         "overview",
+        "reproduce",
         "tables",
         "selection",
         "sft",
