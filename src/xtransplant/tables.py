@@ -344,7 +344,8 @@ def _compared(group: Group) -> list[_Piece]:
         higher = group.higher_is_better
         rows = [[_place(each), *_row(each, higher)] for each in results if each.pooled is None]
         tail = [[_place(each), *_row(each, higher)] for each in results if each.pooled is not None]
-        pieces += [_Heading(f"{title}{'' if base is None else f', against {base}'}"), _Table(_HEADER, rows, tail)]
+        pieces.append(_Heading(f"{title}{'' if base is None else f', against {base}'}"))
+        pieces += [_Notes(group.notes), _Table(_HEADER, rows, tail)] if base == first else [_Table(_HEADER, rows, tail)]
     own = [each for each in group.results if each.against in (None, first)]
     pieces.append(_Heading(f"What it costs: {labels}"))
     pieces.append(_Table(_COST_HEADER, [_cost_row(each) for each in _whole_of_each(own)]))
@@ -353,7 +354,7 @@ def _compared(group: Group) -> list[_Piece]:
     for each in own:
         if each.note:
             notes.setdefault(f"{each.condition}: {each.note}.", []).append(_place(each))
-    return [*pieces, _Notes([*group.notes, *(f"{', '.join(places)}: {note}" for note, places in notes.items())])]
+    return [*pieces, _Notes([f"{', '.join(places)}: {note}" for note, places in notes.items()])]
 
 
 _HEADER = [

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.unit.grids import hand_grid
-from tests.unit.runs import made_run
+from tests.unit.runs import a_sample, made_run
 from xtransplant import stats, tables
 from xtransplant.compare import KINDS, ORACLES, Comparison, Result, compare
 from xtransplant.grid import Grid
@@ -43,16 +45,22 @@ def a_training(folder: Path, **facts: Any) -> Run:
     return Run(folder, manifest | facts, {})
 
 
-def a_grid(place: Path, made: Grid, name: str = "grid") -> Run:
-    folder = place / f"{name}-{made.sha256[:8]}"
+def a_grid(place: Path, made: Grid, name: str = "grid", pair: str = "en-sw") -> Run:
+    """Its documents have the keys of a run's, and its samples what they ask."""
+    target = pair.removeprefix("en-")
+    made = replace(made, documents=[each.replace("/", "/k") for each in made.documents])
+    folder = place / f"{name}-{pair}-{made.sha256[:8]}"
     made.save(folder / "grid.npz")
-    tasks = {"red_sw": {"documents": len(made.documents), "keys_sha256": f"{len(made.documents)}sw"}}
+    rows = [a_sample(row, "acc", float(value)) for row, value in enumerate(made.vanilla[0])]
+    (folder / f"samples_red_{target}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    tasks = {f"red_{target}": {"documents": len(rows), "keys_sha256": f"{len(rows)}{target}"}}
     facts = {
-        "job": "grid", "model_name": "tiny", "model": BASE, "task_name": "colour", "language_pair": "en-sw",
+        "job": "grid", "model_name": "tiny", "model": BASE, "task_name": "colour", "language_pair": pair,
         "split": "unseen", "control": made.meta["control"], "intervention": {}, "tasks": tasks, "files": {},
         "grid_sha256": made.sha256, "cost": {"seconds": 30.0, "tokens": 900, "flops": 4e10},
     }  # fmt: skip
-    args = {"task": {"tasks": ["red_{lang}"]}, "language_pair": {"source": "en", "target": "sw"}}
+    task = {"tasks": ["red_{lang}"], "languages": {}}
+    args = {"task": task, "language_pair": {"source": "en", "target": target}, "seed": 1}
     return Run(folder, facts, {"config": {"model_args": args}})
 
 
@@ -538,6 +546,104 @@ def test_other_versions_documents_or_prompts_are_refused(tmp_path: Path, facts: 
     ):
         apart = Run(runs[1].folder, runs[1].manifest | other, runs[1].results)
         assert len(compare([runs[0], apart]).groups) == 2
+
+
+def some_grid(place: Path, documents: int, pair: str = "en-sw", **changes: Any) -> Run:
+    """On the first documents: vanilla as VANILLA, and one of two cells solves the others."""
+    cells = [Cell(Component.ffn, 0, 0), Cell(Component.ffn, 1, 0)]
+    red = VANILLA[:documents]
+    made = hand_grid([[0, 1 - score] for score in red], red, cells, 2, tasks=["red_{lang}"], split="unseen", **changes)
+    return a_grid(place, made, pair=pair)
+
+
+def test_a_grid_may_have_some_of_the_documents(tmp_path: Path) -> None:
+    runs = []
+    for pair in ("en-de", "en-sw"):
+        runs += [a_run(tmp_path, "vanilla", pair, red=VANILLA), a_run(tmp_path, "ffn 3>1", pair, red=BETTER)]
+    alone = compare(runs)
+    found = compare(runs, [some_grid(tmp_path, 5, "en-de"), some_grid(tmp_path, 8)])
+    bounds = {each.pair or each.pooled: each for each in results(found, kind="upper_bound")}
+    # Vanilla has 4 of the first 5, and of the first 8: the cells have the others.
+    assert {place: (each.documents, each.score, each.vanilla) for place, each in bounds.items()} == {
+        "en-de": (5, 1 / 5, 4 / 5),
+        "en-sw": (8, 4 / 8, 4 / 8),
+        "micro": (13, pytest.approx(5 / 13), pytest.approx(8 / 13)),
+        "macro": (13, pytest.approx((1 / 5 + 4 / 8) / 2), pytest.approx((4 / 5 + 4 / 8) / 2)),
+    }
+    assert (bounds["en-de"].wins, bounds["en-de"].losses) == (1, 4)
+    assert bounds["en-de"].difference == pytest.approx(-3 / 5)
+    assert bounds["en-de"].note.startswith("on 5 of 10 documents; the best of 2 cells")
+    assert bounds["micro"].note == "on 13 of 20 documents"
+    assert [each for each in found.groups[0].results if each.kind != "upper_bound"] == alone.groups[0].results
+    assert found.groups[0].notes == []
+
+
+def test_the_plain_row_of_a_fine_tuned_models_grid_is_on_its_own_documents(tmp_path: Path) -> None:
+    pairs = ("en-de", "en-sw")
+    runs = [
+        a_run(tmp_path, name, pair, red=red) for pair in pairs for name, red in (("vanilla", VANILLA), ("b", BETTER))
+    ]
+    grids = [some_grid(tmp_path, 6, pair) for pair in pairs]
+    for each in grids:
+        each.manifest["model"] = TUNED
+    found = compare(runs, grids, [a_training(tmp_path / "training")])
+    tuned = result(found, kind="sft", pair="en-sw")
+    assert (tuned.documents, tuned.score, tuned.vanilla, tuned.difference) == (6, 4 / 6, 4 / 6, 0)
+    assert tuned.p == 1 and tuned.note == "on 6 of 10 documents"
+    pooled = result(found, kind="sft", pooled="micro")
+    assert (pooled.documents, pooled.difference, pooled.p) == (12, 0, 1)
+    assert [each for each in found.groups[0].results if each.condition == "b"] == [
+        each for each in compare(runs).groups[0].results if each.condition == "b"
+    ]
+    # Nor is what has more documents compared with a grid's vanilla.
+    grids[1].manifest["model"] = BASE
+    found = compare([runs[3]], grids[1:])
+    assert (result(found, condition="b").difference, result(found, kind="vanilla").documents) == (None, 6)
+    assert "Vanilla of en-sw is a grid's, on some of the documents" in found.groups[0].notes[0]
+
+
+@pytest.mark.parametrize(
+    ("facts", "sample", "said"),
+    [
+        ({"version": 2.0}, {}, r"version of red_sw: 2\.0 in .*grid-.*, None in .*vanilla-en-sw"),
+        (
+            {},
+            {"key": "k77"},
+            r"documents of red_sw: 5, 1 of which the other lacks \(e\.g\. k77\), in .*, 10 in .*vanilla",
+        ),
+        ({}, {"doc_hash": "e" * 64}, r"documents of red_sw: k0 \(eeeeeeee\) in .*, another \(00000000\) in .*vanilla"),
+        (
+            {},
+            {"arguments": [["0!", " yes"]], "prompt_hash": "e" * 64},
+            r"prompts of red_sw: eeeeeeee in .*, 00000000 in ",
+        ),
+        ({}, {"arguments": [["0?", " no"]]}, r"prompts of red_sw: "),
+        ({}, {"source_prompts": ["other"]}, r"prompts of red_sw: "),
+    ],
+)
+def test_a_grid_that_cannot_be_compared_is_left_out(
+    tmp_path: Path, facts: dict[str, Any], sample: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = [a_run(tmp_path, red=VANILLA), a_run(tmp_path, "ffn 3>1", red=BETTER)]
+    made = some_grid(tmp_path, 5)
+    path = made.folder / "samples_red_sw.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines[0] |= sample
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    [group] = compare(runs, [changed(made, **facts)]).groups
+    assert group.results == compare(runs).groups[0].results
+    assert group.notes == group.left_out and len(group.notes) == 1
+    assert re.match(f"A grid is left out: {said}", group.notes[0])
+    assert [record.getMessage() for record in caplog.records] == group.notes
+
+
+def test_without_runs_of_evaluate_the_grid_of_the_most_documents_says_what_fits(tmp_path: Path) -> None:
+    grids = [some_grid(tmp_path, documents, settings={"task": documents}) for documents in (4, 7)]
+    found = compare([], grids)
+    assert {each.documents for each in results(found, kind="vanilla")} == {7}
+    assert {(each.documents, each.vanilla) for each in results(found, kind="upper_bound")} == {(7, 4 / 7), (4, 1.0)}
+    [group] = compare([], [changed(grids[0], version=2.0), grids[1]]).groups
+    assert {each.documents for each in group.results} == {7} and len(group.left_out) == 1
 
 
 def test_the_settings_that_make_prompts_differ_are_named(tmp_path: Path) -> None:
