@@ -26,7 +26,7 @@ from xtransplant.grid import Grid
 from xtransplant.measures import samples
 from xtransplant.overview import MACRO, MICRO, VANILLA, Document, flat, natural, parts, written
 from xtransplant.record import Run
-from xtransplant.types import XTransplantError
+from xtransplant.types import Cell, XTransplantError
 
 log = logging.getLogger(__name__)
 
@@ -426,17 +426,26 @@ def _bounds(loaded: Sequence[tuple[Run, Grid]], evaluated: Sequence[_Entry], kno
     real = [(run, made) for run, made in loaded if made.meta["control"] is None]
     controls = [(run, made) for run, made in loaded if made.meta["control"] is not None]
     beside: dict[str, list[dict[str, Any]]] = {}
-    control_entries = []
+    control_entries: list[_Entry] = []
     for run, made in controls:
-        fits = [each for _, each in real if grid.no_counterpart(made, each) is None]
-        if not fits:
+        # By the cells in common: of these alone it says what chance does.
+        found_of: dict[tuple[Cell, ...], _Entry] = {}
+        for real_one in {each.sha256: each for _, each in real}.values():
+            try:
+                _, cells = grid.same_cells(made, real_one)
+            except XTransplantError:
+                continue  # of another setting, or of other documents or cells
+            row, reached = comparison.control_row(made, real_one)
+            beside.setdefault(real_one.sha256, []).append(row)
+            of = next((each for each in (made, real_one) if len(cells) == each.seen.sum()), None)
+            scope = f"{'+'.join(row['components'])}, {len(cells)} cells" if of is None else _scope(of)
+            name = f"control {made.meta['control']} ({scope})"
+            entry = _of_grid(run, made, "chance", name, reached, known, cells)
+            note = f"the real vectors reach {row['reference']:.3f} in the same {_cells(row['number'])}"
+            found_of.setdefault(tuple(sorted(cells)), replace(entry, chance=row["chance"], note=note))
+        control_entries += found_of.values()
+        if not found_of:
             log.warning("%s: a control without its grid among the runs; it is left out.", run.folder)
-            continue
-        row, reached = comparison.control_row(made, fits[0])
-        beside.setdefault(fits[0].sha256, []).append(row)
-        note = f"the real vectors reach {row['reference']:.3f} in the same {row['number']} cells"
-        entry = _of_grid(run, made, "chance", f"control {made.meta['control']}", reached, known)
-        control_entries.append(replace(entry, chance=row["chance"], note=note))
     there = {_place(entry) for entry in evaluated}
     # Of several grids that with the most documents.
     for run, made in sorted(real, key=lambda each: -len(each[1].documents)):
@@ -450,11 +459,12 @@ def _bounds(loaded: Sequence[tuple[Run, Grid]], evaluated: Sequence[_Entry], kno
         if not len(order):
             log.warning("%s: no cell was seen on all documents; it has no upper bound.", run.folder)
             continue
-        entry = _of_grid(run, made, "upper_bound", "upper bound", grid.union(made, order), known)
+        name = f"upper bound ({_scope(made)})"
+        entry = _of_grid(run, made, "upper_bound", name, grid.union(made, order), known)
         rows = beside.get(made.sha256, [])
         found = [
             f"{row['name'].rpartition(' ')[2]} {row['score']:.3f}, less by {row['above']:.3f} "
-            f"({row['above_low']:+.3f} to {row['above_high']:+.3f}) in {row['number']} cells"
+            f"({row['above_low']:+.3f} to {row['above_high']:+.3f}) in {_cells(row['number'])}"
             + (f" and {row['documents']} documents" if row["documents"] < entry.documents else "")
             for row in rows
         ]
@@ -463,7 +473,7 @@ def _bounds(loaded: Sequence[tuple[Run, Grid]], evaluated: Sequence[_Entry], kno
             entry,
             chance=grid.chance(made, len(order)),
             beyond_chance=bool(rows) and all(row["above_low"] > 0 for row in rows),
-            note=f"the best of {len(order)} cells for each document; {note}",
+            note=f"the best of {_cells(len(order))} for each document; {note}",
         )
     yield from control_entries
 
@@ -478,7 +488,20 @@ def _place(entry: _Entry) -> tuple[Any, ...]:
     return entry.group, entry.pair, entry.kind, entry.weights
 
 
-def _of_grid(run: Run, made: Grid, kind: str, name: str, values: np.ndarray, known: _Known) -> _Entry:
+def _cells(number: int) -> str:
+    return f"{number} cell{'' if number == 1 else 's'}"
+
+
+def _scope(made: Grid) -> str:
+    """Which cells a grid has."""
+    components = "+".join(dict.fromkeys(cell.component.value for cell in made.cells))
+    some = made.meta.get("pairs", "all")
+    return f"{components}{'' if some == 'all' else f', {some}' if isinstance(some, str) else ', some pairs'}"
+
+
+def _of_grid(
+    run: Run, made: Grid, kind: str, name: str, values: np.ndarray, known: _Known, cells: Sequence[Cell] = ()
+) -> _Entry:
     facts = run.manifest
     model = facts.get("model") or {}
     base, tuned = known.lineage(model)
@@ -487,10 +510,6 @@ def _of_grid(run: Run, made: Grid, kind: str, name: str, values: np.ndarray, kno
     documents = [(task, key) for task, _, key in (each.partition("/") for each in made.documents)]
     # As they were before they were kept in 32 bits: 0.1, not 0.10000000149.
     values = values.astype(np.float32).astype(str).astype(np.float64)
-    components = "+".join(dict.fromkeys(cell.component.value for cell in made.cells))
-    if kind != VANILLA:
-        some = made.meta.get("pairs", "all")
-        name += f" ({components}{'' if some == 'all' else f', {some}' if isinstance(some, str) else ', some pairs'})"
     if tuned:
         kind, name = ("sft", trained) if kind == VANILLA else (kind, f"{trained} + {name}")
     return _Entry(
@@ -505,7 +524,7 @@ def _of_grid(run: Run, made: Grid, kind: str, name: str, values: np.ndarray, kno
         pair=facts["language_pair"],
         kind=kind,
         name=name,
-        treatment=_canonical([kind, made.sha256]),
+        treatment=_canonical([kind, made.sha256, [grid.as_list(cell) for cell in sorted(cells)]]),
         kin=_canonical(
             [_weights(model), *([facts.get("intervention"), bool(facts.get("left_out"))] if kind in ORACLES else [])]
         ),

@@ -390,6 +390,27 @@ def test_an_oracle_has_no_p_and_says_what_its_control_reaches(tmp_path: Path) ->
     assert alone.could_be_chance is True and "no control grid" in alone.note
 
 
+def test_a_control_stands_beside_every_grid_that_it_fits(tmp_path: Path) -> None:
+    cells = [Cell(Component.ffn, 0, 0), Cell(Component.ffn, 1, 0)]
+
+    def made(scores: list[list[int]], number: int, **changes: Any) -> Run:
+        given = hand_grid(scores, VANILLA, cells[:number], 2, tasks=["red_{lang}"], split="unseen", **changes)
+        return a_grid(tmp_path, given)
+
+    grids = [made([[0, 1]] * 10, 2), made([[0]] * 10, 1, pairs="diagonal"), made([[0, 1]] * 10, 2, control="noise")]
+    attn = [Cell(Component.attn, 0, 0)]
+    grids.append(a_grid(tmp_path, hand_grid([[1]] * 10, VANILLA, attn, 2, tasks=["red_{lang}"], split="unseen")))
+    found = compare([], grids)
+    assert {each.condition: (each.score, each.note) for each in results(found, kind="chance")} == {
+        "control noise (ffn)": (1, "the real vectors reach 1.000 in the same 2 cells"),
+        "control noise (ffn, diagonal)": (0, "the real vectors reach 0.000 in the same 1 cell"),
+    }
+    notes = {each.condition: each.note for each in results(found, kind="upper_bound")}
+    assert "controls reach: noise 1.000, less by 0.000" in notes["upper bound (ffn)"]
+    assert "controls reach: noise 0.000, less by 0.000" in notes["upper bound (ffn, diagonal)"]
+    assert "no control grid" in notes["upper bound (attn)"]
+
+
 def test_a_grid_has_its_own_vanilla(tmp_path: Path) -> None:
     _, grids, _ = all_kinds(tmp_path)
     found = compare([], grids[:1])
