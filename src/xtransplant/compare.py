@@ -83,7 +83,8 @@ class Result:
         minimum_detectable: the least difference that as many documents would show with 80 % power.
         could_be_chance: nothing here speaks against that; None where nothing is compared.
         cost: of the condition on these documents.
-        training: what it took before it: the training of an SFT condition, the grids that a strategy was chosen on.
+        training: what it took before it: the training of an SFT condition, the grids that a strategy was chosen on (a
+            fixed one on none).
         price_seconds, price_flops: what a point gained costs beyond `against`, with what was taken before; None without
             a gain. A point is 0.01 where scores lie between 0 and 1, else 1.
         chance: of an upper bound and its control what as many guesses would reach.
@@ -306,7 +307,8 @@ def _evaluated(run: Run, known: _Known) -> Iterator[_Entry]:
     if tuned:
         name = trained if name == VANILLA else f"{trained} + {name}"
     before = _training_costs(tuned)
-    for each in selection["grids"] if selection is not None else []:
+    # A fixed pair was chosen on no grid, though it is recorded with one.
+    for each in selection["grids"] if selection is not None and selection["strategy"] != "fixed" else []:
         before[f"grid {each.get('grid_sha256') or each.get('source')}"] = Cost.of(known.grid(each))
     how = transplant if selection is None else {**selection["grids"][0].get("intervention", {}), **transplant}
     for part in parts(run):

@@ -251,9 +251,9 @@ def test_a_metric_that_is_no_mean_has_a_difference_only(tmp_path: Path) -> None:
 # --- Conditions ------------------------------------------------------------------------------------------------------
 
 
-def a_selection(grid: Run) -> dict[str, Any]:
+def a_selection(grid: Run, strategy: str = "overall") -> dict[str, Any]:
     described = {"grid_sha256": grid.manifest["grid_sha256"], "folder": None, "intervention": {}}
-    return {"transplant": {"control": "none"}, "selection": {"strategy": "overall", "grids": [described]}}
+    return {"transplant": {"control": "none"}, "selection": {"strategy": strategy, "grids": [described]}}
 
 
 def all_kinds(place: Path) -> tuple[list[Run], list[Run], list[Run]]:
@@ -310,6 +310,10 @@ def test_what_was_needed_before_is_part_of_the_price(tmp_path: Path) -> None:
     assert priced("SFT (lora, aya, de+sw)") == pytest.approx((6e10, 60, 6e10 / 50, 60 / 50))
     assert priced("SFT (lora, aya, de+sw) + overall") == pytest.approx((10e10, 90, 10e10 / 60, 90 / 60))
     assert priced("vanilla (both prompts)") == (0, 0, None, None)  # no gain, no price
+    # A fixed pair needs no grid.
+    runs.append(a_run(tmp_path, "fixed", red=BETTER, args=a_selection(grids[2], "fixed")))
+    found = compare(runs, grids, trainings)
+    assert priced("fixed") == (0, 0, 0, 0)
 
 
 def test_a_training_is_counted_once_for_all_languages(tmp_path: Path) -> None:
