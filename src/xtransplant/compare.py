@@ -36,6 +36,8 @@ ORACLES = ("upper_bound", "chance")
 LEVEL = 0.05
 # Sign flips: the smallest p is 1 over one more.
 _FLIPS = 10_000
+# Differences of scores that are less than this are none.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Result:
         score, vanilla, baseline: of the condition, of the untouched base model and of `against`, on the same documents.
         difference: score less baseline; below 0 is better where the metric is one of errors.
         low, high: 95 %, a paired bootstrap over documents, which are drawn with their translations. Where no document
-            differs, or all of them alike, it says nothing: for scores of 0 and 1 in one language pair Tango's interval
-            then; else None where no document differs.
+            differs, or all of a language pair alike, it says nothing: then for scores of 0 and 1 in one language pair
+            Tango's interval, else None.
         wins, losses: documents that are better and worse than with `against`.
         p, test: two-sided, this comparison alone. Never of an oracle.
         p_holm: p corrected (Holm) for the language pairs of the condition; None where pooled, which is one test.
@@ -81,7 +83,8 @@ class Result:
             standard deviation. Signed as `difference`.
         odds_ratio: wins over losses; None without a loss.
         minimum_detectable: the least difference that as many documents would show with 80 % power.
-        could_be_chance: nothing here speaks against that; None where nothing is compared.
+        could_be_chance: p is 0.05 or more, or the interval has 0 in it, or there is neither; None where nothing is
+            compared.
         cost: of the condition on these documents.
         training: what it took before it: the training of an SFT condition, the grids that a strategy was chosen on (a
             fixed one on none).
@@ -855,9 +858,8 @@ def _against(table: _Table, base: str, higher: bool) -> list[Result]:
 
 def _could_be_chance(p: float, result: Result) -> bool:
     if result.low is None or result.high is None:
-        return True
-    rounding = 1e-6 * max(abs(result.low), abs(result.high))
-    return p >= LEVEL or (result.low <= rounding and result.high >= -rounding)
+        return p >= LEVEL
+    return p >= LEVEL or (result.low <= _ROUNDING and result.high >= -_ROUNDING)
 
 
 @dataclass
@@ -1067,7 +1069,7 @@ def _pooled(table: _Table, tests: _Tests, name: str, pairs: list[str], average: 
         result.low, result.high = _interval(drawn)
         result.p, result.test = tests.pooled_p(name, average), "sign flips of questions"
         _effect(result, whole, weights)
-        result.minimum_detectable = _by_error(float(drawn.std(ddof=1)))
+        result.minimum_detectable = None if result.low is None else _by_error(float(drawn.std(ddof=1)))
         result.could_be_chance = _could_be_chance(result.p, result)
     total = sum((entry.cost for entry in bases), NOTHING)
     _price(result, total + _total({key: cost for entry in bases for key, cost in entry.before.items()}), higher)
@@ -1095,8 +1097,8 @@ def _noted(*parts: str) -> str:
 
 
 def _interval(drawn: np.ndarray) -> tuple[float, float] | tuple[None, None]:
-    """Nothing where no document differs: resamples of nothing but zeros do not say that nothing else is possible."""
-    if not drawn.any():
+    """Nothing where no document differs, or all alike: resamples of one number do not say that it is the only one."""
+    if np.ptp(drawn) < _ROUNDING:
         return None, None
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)
@@ -1122,7 +1124,7 @@ def _effect(result: Result, known: Sequence[_Paired], weights: Any) -> None:
 
 def _variance(known: _Paired) -> float:
     """Of the differences; 0 where all are alike but for rounding, or there is one."""
-    if len(known.differences) < 2 or np.ptp(known.differences) < 1e-9:
+    if len(known.differences) < 2 or np.ptp(known.differences) < _ROUNDING:
         return 0.0
     return float(known.differences.var(ddof=1))
 
@@ -1132,7 +1134,7 @@ def _share(value: float) -> float:
 
 
 def _by_error(error: float) -> float | None:
-    """None where no document differs: nothing is known of how much they would."""
+    """None where no document differs, or all alike: nothing is known of how much they could."""
     return stats.detectable_mean(float(error)) if error > 0 else None
 
 
@@ -1144,7 +1146,7 @@ def _price(result: Result, base: Cost, higher: bool) -> None:
     """What a point gained costs more than the baseline did."""
     assert result.difference is not None and result.baseline is not None
     gain = result.difference if higher else -result.difference
-    if gain <= 1e-12 or result.kind in ORACLES:
+    if gain < _ROUNDING or result.kind in ORACLES:
         return
     share = min(result.score, result.baseline) >= 0 and max(result.score, result.baseline) <= 1
     points = gain / (0.01 if share else 1.0)

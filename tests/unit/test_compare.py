@@ -134,6 +134,17 @@ def test_documents_that_all_differ_alike_are_not_certainty(tmp_path: Path) -> No
     one = [a_run(tmp_path / "one", red=[0.25], metric="f1"), a_run(tmp_path / "one", "b", red=[0.5], metric="f1")]
     alone = result(compare(one), condition="b")
     assert (alone.effect, alone.minimum_detectable, alone.could_be_chance) == (None, None, True)
+    # Pooled, or of scores beside 0 and 1, there is none, and p alone says what it is.
+    many = [
+        a_run(tmp_path / metric, name, pair, red=[score] * 8, metric=metric)
+        for metric, scores in (("acc", (0, 1)), ("f1", (0.1, 0.4)))
+        for pair in ("en-de", "en-sw")
+        for name, score in zip(("vanilla", "b"), scores, strict=True)
+    ]
+    every = compare(many)
+    for each in [*results(every, condition="b", pair=None), *results(every, condition="b", effect_name="d_z")]:
+        assert (each.low, each.high, each.minimum_detectable, each.could_be_chance) == (None, None, None, False)
+        assert each.p == pytest.approx(2 / 2**8, abs=0.003)
 
 
 def test_few_large_gains_are_better_than_many_small_losses_are_worse(tmp_path: Path) -> None:
