@@ -666,13 +666,13 @@ class _Table:
     """Conditions by name and language pair.
 
     Attributes:
-        models: where several trainings go by the same words, with numbers: which folder each is of.
+        told: names that are told apart by numbers: which folder each is of.
         unclear: conditions of which a language pair has several that nothing tells apart: which of them go together
             over all pairs is not known.
     """
 
     def __init__(self, given: Sequence[_Entry]) -> None:
-        self.models: dict[str, str] = {}
+        self.told: dict[str, str] = {}
         entries = self._numbered(given)
         self.cells: dict[tuple[str, str], _Entry] = {}
         self.unclear: set[str] = set()
@@ -701,7 +701,7 @@ class _Table:
                 order = sorted(same, key=lambda weights: (natural(same[weights]), weights))
                 number = order.index(entry.weights) + 1
                 label = entry.trained if number == 1 else f"{entry.trained} #{number}"
-                self.models[label] = same[entry.weights]
+                self.told[label] = same[entry.weights]
                 entry = replace(entry, name=label + entry.name.removeprefix(entry.trained), trained=label)
             entries.append(entry)
         return entries
@@ -714,6 +714,9 @@ class _Table:
         name = entry.name if number == 1 else f"{entry.name} #{number}"
         if sizes[entry.kin] > 1:
             self.unclear.add(name)
+        folder = f"{'' if len(alike[entry.kin]) == 1 else 'e.g. '}{entry.run.folder}"
+        if sum(sizes.values()) > 1:
+            self.told.setdefault(name, folder)
         twins = [
             each
             for (_, pair), each in self.cells.items()
@@ -723,6 +726,7 @@ class _Table:
             return  # the same run in another folder
         if twins:  # where it gave something else, on another device perhaps
             name = f"{name} ({len(twins) + 1})"
+            self.told.setdefault(name, f"the same run again, with another result, {folder}")
         self.cells[name, entry.pair] = entry
 
     @cached_property
@@ -795,7 +799,10 @@ def _group(table: _Table, against: str | None, left_out: list[str]) -> Group:
     higher = all(entry.higher_is_better for entry in entries)
     group = Group(first.model, task, split, metric, higher, notes=list(left_out), left_out=left_out)
     if VANILLA not in table.conditions:
-        group.notes.append("No vanilla run of the base model: nothing to compare with.")
+        group.notes.append(
+            "No vanilla run of the base model is among the runs: nothing is compared with it. Run `evaluate` without "
+            "an adapter and without a transplant."
+        )
     lacking = sorted({pair for pair in table.pairs if (VANILLA, pair) not in table.cells}, key=natural)
     if lacking and VANILLA in table.conditions:
         group.notes.append(f"No vanilla run of the base model for {', '.join(lacking)}.")
@@ -823,7 +830,7 @@ def _group(table: _Table, against: str | None, left_out: list[str]) -> Group:
 
 def _told_apart(table: _Table) -> list[str]:
     """Which condition is which, where several have one name."""
-    notes = [f"{name}: {folder}." for name, folder in sorted(table.models.items(), key=lambda each: natural(each[0]))]
+    notes = [f"{name}: {folder}." for name, folder in sorted(table.told.items(), key=lambda each: natural(each[0]))]
     unclear = [name for name in table.conditions if name in table.unclear]
     if unclear and len(table.pairs) > 1:
         notes.append(

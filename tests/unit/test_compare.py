@@ -446,6 +446,9 @@ def test_against_another_condition(tmp_path: Path) -> None:
         assert both.price_flops == pytest.approx(4e10 / 10)
         assert result(found, condition="ffn 3>1", against="vanilla").difference == pytest.approx(0.5)
         assert not results(found, condition="vanilla", against="SFT (lora, aya, de+sw)")
+        # In its own table the condition that all are compared with comes first, with its score alone.
+        table = tables.comparison(found).split("against SFT (lora, aya, de+sw)\n\n")[1].splitlines()
+        assert re.fullmatch(r"en-sw  SFT \(lora, aya, de\+sw\) +10 +0\.900 +-( +-)+ *", table[2])
     with pytest.raises(XTransplantError, match=r"against=nothing: no such condition\. Give one of: vanilla, .*overall"):
         compare(runs, grids, trainings, against="nothing")
     runs.append(a_run(tmp_path, "attn 3>1", red=BETTER))
@@ -460,11 +463,13 @@ def test_conditions_of_one_name_are_told_apart_and_a_copy_is_no_condition(tmp_pa
     for name, files in (("-a", "one"), ("-b", "two"), ("-c", "two")):
         selection = {"strategy": "overall", "grids": [{"grid_sha256": files, "folder": None}]}
         runs += [a_run(tmp_path, "overall", name=name, red=BETTER, args={"selection": selection})]
-    assert list(dict.fromkeys(each.condition for each in results(compare(runs)))) == [
-        "vanilla",
-        "overall",
-        "overall #2",
-    ]
+    found = compare(runs)
+    assert list(dict.fromkeys(each.condition for each in results(found))) == ["vanilla", "overall", "overall #2"]
+    assert found.groups[0].notes == [f"overall: {runs[1].folder}.", f"overall #2: {runs[2].folder}."]
+    again = a_run(tmp_path, name="-again", red=BETTER)
+    found = compare([runs[0], again])
+    assert [each.condition for each in results(found)] == ["vanilla", "vanilla (2)"]
+    assert found.groups[0].notes == [f"vanilla (2): the same run again, with another result, {again.folder}."]
 
 
 def tuned_by(weights: str) -> dict[str, Any]:
@@ -532,7 +537,7 @@ def test_selections_by_one_strategy_are_told_apart_by_their_grids_or_have_no_ave
         (folder / "manifest.json").unlink()
     found = compare(runs)
     assert not [each for each in results(found, kind="strategy") if each.pooled]
-    assert "No average of overall, overall #2: which of one language pair" in found.groups[0].notes[0]
+    assert "No average of overall, overall #2: which of one language pair" in found.groups[0].notes[-1]
 
 
 def test_a_condition_that_some_languages_lack_says_so(tmp_path: Path) -> None:
@@ -722,7 +727,11 @@ def test_without_vanilla_there_are_scores_only(tmp_path: Path) -> None:
     found = compare([a_run(tmp_path, "ffn 3>1", red=BETTER)])
     one = result(found, condition="ffn 3>1")
     assert (one.score, one.against, one.difference, one.could_be_chance) == (0.9, None, None, None)
-    assert found.groups[0].notes == ["No vanilla run of the base model: nothing to compare with."]
+    [note] = found.groups[0].notes
+    assert note.startswith("No vanilla run of the base model is among the runs")
+    text = tables.comparison(found)
+    assert note.split(". ")[0] in " ".join(text.split()) and "p:" not in text and "[95" not in text
+    assert "en-sw  ffn 3>1    10    0.900\n" in text
 
 
 def test_records_are_long_and_have_one_form(tmp_path: Path) -> None:
