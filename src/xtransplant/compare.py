@@ -2,7 +2,8 @@
 
 A group is what is compared: one model, task family, half of the documents and metric. Its conditions are the untouched
 model (vanilla), both prompts in one (PIM), transplants, strategies, fine-tuned models, both together, and what an
-oracle over a grid reaches, with its control. All are scored on the same documents, or refused.
+oracle over a grid reaches, with its control. All runs of `evaluate` of a language pair are on the same documents, or
+refused; a grid may have some of these. It is left out, with a note, where it does not fit.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ import numpy as np
 
 from xtransplant import comparison, grid, record, stats
 from xtransplant.grid import Grid
+from xtransplant.measures import samples
 from xtransplant.overview import MACRO, MICRO, VANILLA, Document, flat, natural, parts, written
 from xtransplant.record import Run
-from xtransplant.types import XTransplantError
+from xtransplant.types import Cell, XTransplantError
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +36,8 @@ ORACLES = ("upper_bound", "chance")
 LEVEL = 0.05
 # Sign flips: the smallest p is 1 over one more.
 _FLIPS = 10_000
-# Bytes of resampled means that are held at once.
-_RESAMPLED = 2**28
+# Differences of scores that are less than this are none.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Result:
         score, vanilla, baseline: of the condition, of the untouched base model and of `against`, on the same documents.
         difference: score less baseline; below 0 is better where the metric is one of errors.
         low, high: 95 %, a paired bootstrap over documents, which are drawn with their translations. Where no document
-            differs, or all of them alike, it says nothing: for scores of 0 and 1 in one language pair Tango's interval
-            then; else None where no document differs.
+            differs, or all of a language pair alike, it says nothing: then for scores of 0 and 1 in one language pair
+            Tango's interval, else None.
         wins, losses: documents that are better and worse than with `against`.
         p, test: two-sided, this comparison alone. Never of an oracle.
         p_holm: p corrected (Holm) for the language pairs of the condition; None where pooled, which is one test.
@@ -81,9 +83,11 @@ class Result:
             standard deviation. Signed as `difference`.
         odds_ratio: wins over losses; None without a loss.
         minimum_detectable: the least difference that as many documents would show with 80 % power.
-        could_be_chance: nothing here speaks against that; None where nothing is compared.
+        could_be_chance: p is 0.05 or more, or the interval has 0 in it, or there is neither; None where nothing is
+            compared.
         cost: of the condition on these documents.
-        training: what it took before it: the training of an SFT condition, the grids that a strategy was chosen on.
+        training: what it took before it: the training of an SFT condition, the grids that a strategy was chosen on (a
+            fixed one on none).
         price_seconds, price_flops: what a point gained costs beyond `against`, with what was taken before; None without
             a gain. A point is 0.01 where scores lie between 0 and 1, else 1.
         chance: of an upper bound and its control what as many guesses would reach.
@@ -124,7 +128,12 @@ class Result:
 
 @dataclass
 class Group:
-    """What may be compared; `results` against vanilla first: by language pair, then pooled, in the order of KINDS."""
+    """What may be compared; `results` against vanilla first: by language pair, then pooled, in the order of KINDS.
+
+    Attributes:
+        notes: what is to be known of all of it, a sentence or two each.
+        left_out: grids that could not be compared with the rest, and why; among `notes` too.
+    """
 
     model: str
     task: str
@@ -133,6 +142,7 @@ class Group:
     higher_is_better: bool
     results: list[Result] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -158,6 +168,11 @@ def compare(
 ) -> Comparison:
     """Every condition against vanilla of the same base model, on the same documents.
 
+    Of a language pair, runs of `evaluate` must have the same tasks, their version, documents (by key and content) and
+    prompts. A grid is held against them, or where there are none against the grid of the most documents. It may have
+    some of the documents; what is recorded of all of them together then says nothing, and it is checked for each, in
+    the samples of both: that its key is there, and has the same document, right answer, choices and prompts.
+
     Args:
         runs: of `evaluate`. Their samples are read.
         grids: of `grid`, controls among them: upper bounds, and what strategies were chosen on.
@@ -165,25 +180,26 @@ def compare(
         against: a condition, or a kind that one condition of a group has: all are compared with it too.
 
     Raises:
-        XTransplantError: runs of one model, task, half and language pair that differ in the task's version, its
-            documents or its prompts; no group has the condition `against`; a file cannot be read.
+        XTransplantError: runs of `evaluate` of one model, task, half and language pair that differ in the task's
+            version, its documents or its prompts; no group has the condition `against`; a file cannot be read.
     """
     known = _Known(grids, trainings)
     entries = [entry for run in sorted(runs, key=lambda run: str(run.folder)) for entry in _evaluated(run, known)]
-    entries += _bounds(grids, entries, known)
-    groups: dict[tuple[str, ...], list[_Entry]] = {}
-    for entry in entries:
-        groups.setdefault(entry.group, []).append(entry)
-    faults = [fault for _, members in sorted(groups.items()) for fault in _unlike(members)]
+    faults = _unlike(entries)
     if faults:
         more = f" ({len(faults) - 5} more such differences.)" if len(faults) > 5 else ""
         raise XTransplantError(
             "\n".join(["runs: they cannot be compared.", *(f"  - {each}" for each in faults[:5])]) + more
         )
+    fitting, left_out = _fitting(grids, entries, known)
+    entries += _bounds(fitting, entries, known)
+    groups: dict[tuple[str, ...], list[_Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.group, []).append(entry)
     order = sorted(groups, key=lambda key: (groups[key][0].model, key[1:], key[0]))
     tables = {key: _Table(groups[key]) for key in order}
     _refuse_unknown(against, tables.values())
-    found = [_group(table, against) for table in tables.values()]
+    found = [_group(table, against, left_out.get(key, [])) for key, table in tables.items()]
     _tell_apart(found, list(tables))
     return Comparison(found)
 
@@ -219,6 +235,7 @@ class _Entry:
     note: str = ""
     plain_sources: bool = True  # source prompts are the pair's own
     trained: str = ""  # what fine-tuning made: the beginning of the name
+    of_grid: bool = False
 
     @property
     def weights(self) -> str:
@@ -298,7 +315,8 @@ def _evaluated(run: Run, known: _Known) -> Iterator[_Entry]:
     if tuned:
         name = trained if name == VANILLA else f"{trained} + {name}"
     before = _training_costs(tuned)
-    for each in selection["grids"] if selection is not None else []:
+    # A fixed pair was chosen on no grid, though it is recorded with one.
+    for each in selection["grids"] if selection is not None and selection["strategy"] != "fixed" else []:
         before[f"grid {each.get('grid_sha256') or each.get('source')}"] = Cost.of(known.grid(each))
     how = transplant if selection is None else {**selection["grids"][0].get("intervention", {}), **transplant}
     for part in parts(run):
@@ -385,40 +403,79 @@ def _canonical(value: Any) -> str:
 # --- What a grid says ------------------------------------------------------------------------------------------------
 
 
-def _bounds(runs: Sequence[Run], evaluated: Sequence[_Entry], known: _Known) -> Iterator[_Entry]:
+def _fitting(
+    runs: Sequence[Run], evaluated: Sequence[_Entry], known: _Known
+) -> tuple[list[tuple[Run, Grid]], dict[tuple[str, ...], list[str]]]:
+    """The grids that can stand beside the runs of their language pair; and for each group why others cannot."""
+    loaded = [(run, Grid.load(run.folder / "grid.npz")) for run in runs]
+    plain = [_plain(run, made, known) for run, made in loaded]
+    first: dict[tuple[tuple[str, ...], str], _Entry] = {}
+    real = [entry for entry, (_, made) in zip(plain, loaded, strict=True) if made.meta["control"] is None]
+    for entry in (
+        *sorted(evaluated, key=lambda each: KINDS.index(each.kind)),
+        *sorted(real, key=lambda each: (-each.documents, str(each.run.folder))),
+    ):
+        first.setdefault((entry.group, entry.pair), entry)
+    fitting: list[tuple[Run, Grid]] = []
+    left_out: dict[tuple[str, ...], list[str]] = {}
+    for entry, (run, made) in zip(plain, loaded, strict=True):
+        beside = first.get((entry.group, entry.pair), entry)
+        why = None if beside.run is run else next(_differences(entry, beside), None)
+        if why is None:
+            fitting.append((run, made))
+            continue
+        note = f"A {'grid' if made.meta['control'] is None else 'control grid'} is left out: {why}"
+        log.warning("%s", note)
+        left_out.setdefault(entry.group, []).append(note)
+    return fitting, left_out
+
+
+def _bounds(loaded: Sequence[tuple[Run, Grid]], evaluated: Sequence[_Entry], known: _Known) -> Iterator[_Entry]:
     """Of each grid its upper bound, of each control that of the control; and the model without a transplant, vanilla or
     fine-tuned, where no run of `evaluate` has it."""
-    loaded = [(run, Grid.load(run.folder / "grid.npz")) for run in runs]
     real = [(run, made) for run, made in loaded if made.meta["control"] is None]
     controls = [(run, made) for run, made in loaded if made.meta["control"] is not None]
     beside: dict[str, list[dict[str, Any]]] = {}
-    control_entries = []
+    control_entries: list[_Entry] = []
     for run, made in controls:
-        fits = [each for _, each in real if grid.no_counterpart(made, each) is None]
-        if not fits:
+        # By the cells in common: of these alone it says what chance does.
+        found_of: dict[tuple[Cell, ...], _Entry] = {}
+        for real_one in {each.sha256: each for _, each in real}.values():
+            try:
+                _, cells = grid.same_cells(made, real_one)
+            except XTransplantError:
+                continue  # of another setting, or of other documents or cells
+            row, reached = comparison.control_row(made, real_one)
+            beside.setdefault(real_one.sha256, []).append(row)
+            of = next((each for each in (made, real_one) if len(cells) == each.seen.sum()), None)
+            scope = f"{'+'.join(row['components'])}, {len(cells)} cells" if of is None else _scope(of)
+            name = f"control {made.meta['control']} ({scope})"
+            entry = _of_grid(run, made, "chance", name, reached, known, cells)
+            note = f"the real vectors reach {row['reference']:.3f} in the same {_cells(row['number'])}"
+            found_of.setdefault(tuple(sorted(cells)), replace(entry, chance=row["chance"], note=note))
+        control_entries += found_of.values()
+        if not found_of:
             log.warning("%s: a control without its grid among the runs; it is left out.", run.folder)
-            continue
-        row, reached = comparison.control_row(made, fits[0])
-        beside.setdefault(fits[0].sha256, []).append(row)
-        note = f"the real vectors reach {row['reference']:.3f} in the same {row['number']} cells"
-        entry = _of_grid(run, made, "chance", f"control {made.meta['control']}", reached, known)
-        control_entries.append(replace(entry, chance=row["chance"], note=note))
     there = {_place(entry) for entry in evaluated}
-    for run, made in real:
-        plain = _of_grid(run, made, VANILLA, VANILLA, made.vanilla[0].astype(np.float64), known)
+    # Of several grids that with the most documents.
+    for run, made in sorted(real, key=lambda each: -len(each[1].documents)):
+        plain = _plain(run, made, known)
         if _place(plain) not in there:
             there.add(_place(plain))
             # What the model alone costs, a grid does not say.
             yield replace(plain, cost=Cost())
+    for run, made in real:
         order = grid.ranked(made)
         if not len(order):
             log.warning("%s: no cell was seen on all documents; it has no upper bound.", run.folder)
             continue
-        entry = _of_grid(run, made, "upper_bound", "upper bound", grid.union(made, order), known)
+        name = f"upper bound ({_scope(made)})"
+        entry = _of_grid(run, made, "upper_bound", name, grid.union(made, order), known)
         rows = beside.get(made.sha256, [])
         found = [
             f"{row['name'].rpartition(' ')[2]} {row['score']:.3f}, less by {row['above']:.3f} "
-            f"({row['above_low']:+.3f} to {row['above_high']:+.3f}) in {row['number']} cells"
+            f"({row['above_low']:+.3f} to {row['above_high']:+.3f}) in {_cells(row['number'])}"
+            + (f" and {row['documents']} documents" if row["documents"] < entry.documents else "")
             for row in rows
         ]
         note = f"controls reach: {'; '.join(found)}" if rows else "no control grid says how much of it is chance"
@@ -426,9 +483,14 @@ def _bounds(runs: Sequence[Run], evaluated: Sequence[_Entry], known: _Known) -> 
             entry,
             chance=grid.chance(made, len(order)),
             beyond_chance=bool(rows) and all(row["above_low"] > 0 for row in rows),
-            note=f"the best of {len(order)} cells for each document; {note}",
+            note=f"the best of {_cells(len(order))} for each document; {note}",
         )
     yield from control_entries
+
+
+def _plain(run: Run, made: Grid, known: _Known) -> _Entry:
+    """Its model without a transplant."""
+    return _of_grid(run, made, VANILLA, VANILLA, made.vanilla[0], known)
 
 
 def _place(entry: _Entry) -> tuple[Any, ...]:
@@ -436,17 +498,28 @@ def _place(entry: _Entry) -> tuple[Any, ...]:
     return entry.group, entry.pair, entry.kind, entry.weights
 
 
-def _of_grid(run: Run, made: Grid, kind: str, name: str, values: np.ndarray, known: _Known) -> _Entry:
+def _cells(number: int) -> str:
+    return f"{number} cell{'' if number == 1 else 's'}"
+
+
+def _scope(made: Grid) -> str:
+    """Which cells a grid has."""
+    components = "+".join(dict.fromkeys(cell.component.value for cell in made.cells))
+    some = made.meta.get("pairs", "all")
+    return f"{components}{'' if some == 'all' else f', {some}' if isinstance(some, str) else ', some pairs'}"
+
+
+def _of_grid(
+    run: Run, made: Grid, kind: str, name: str, values: np.ndarray, known: _Known, cells: Sequence[Cell] = ()
+) -> _Entry:
     facts = run.manifest
     model = facts.get("model") or {}
     base, tuned = known.lineage(model)
     trained = _trained_name(tuned)
     metric, _, filtered = made.metric.partition(",")
     documents = [(task, key) for task, _, key in (each.partition("/") for each in made.documents)]
-    components = "+".join(dict.fromkeys(cell.component.value for cell in made.cells))
-    if kind != VANILLA:
-        some = made.meta.get("pairs", "all")
-        name += f" ({components}{'' if some == 'all' else f', {some}' if isinstance(some, str) else ', some pairs'})"
+    # As they were before they were kept in 32 bits: 0.1, not 0.10000000149.
+    values = values.astype(np.float32).astype(str).astype(np.float64)
     if tuned:
         kind, name = ("sft", trained) if kind == VANILLA else (kind, f"{trained} + {name}")
     return _Entry(
@@ -461,7 +534,7 @@ def _of_grid(run: Run, made: Grid, kind: str, name: str, values: np.ndarray, kno
         pair=facts["language_pair"],
         kind=kind,
         name=name,
-        treatment=_canonical([kind, made.sha256]),
+        treatment=_canonical([kind, made.sha256, [grid.as_list(cell) for cell in sorted(cells)]]),
         kin=_canonical(
             [_weights(model), *([facts.get("intervention"), bool(facts.get("left_out"))] if kind in ORACLES else [])]
         ),
@@ -473,6 +546,7 @@ def _of_grid(run: Run, made: Grid, kind: str, name: str, values: np.ndarray, kno
         before=_training_costs(tuned),
         plain_sources=not facts.get("control") and not (facts.get("intervention") or {}).get("mean_over"),
         trained=trained,
+        of_grid=True,
     )
 
 
@@ -480,14 +554,13 @@ def _of_grid(run: Run, made: Grid, kind: str, name: str, values: np.ndarray, kno
 
 
 def _unlike(entries: Sequence[_Entry]) -> list[str]:
-    """What the runs of one group differ in that must be the same, a sentence each."""
+    """What runs of one group and language pair differ in that must be the same, a sentence or two each."""
     faults: list[str] = []
-    for pair in dict.fromkeys(entry.pair for entry in entries):
-        # A control may have some of its grid's documents.
-        same = [entry for entry in entries if entry.pair == pair and entry.kind != "chance"]
-        first = min(same, key=lambda entry: KINDS.index(entry.kind), default=None)
+    for place in dict.fromkeys((entry.group, entry.pair) for entry in entries):
+        same = [entry for entry in entries if (entry.group, entry.pair) == place]
+        first = min(same, key=lambda entry: KINDS.index(entry.kind))
         for entry in same:
-            if first is not None and entry.run is not first.run:
+            if entry.run is not first.run:
                 faults += _differences(entry, first)
     return list(dict.fromkeys(faults))
 
@@ -498,32 +571,67 @@ def _differences(entry: _Entry, first: _Entry) -> Iterator[str]:
         names = [", ".join(sorted(each)) for each in (here, there)]
         yield f"tasks: {names[0]} in {entry.run.folder}, {names[1]} in {first.run.folder}."
         return
+    sides = [] if entry.is_pim or first.is_pim else ["target"]
+    sides += ["source"] if sides and entry.plain_sources and first.plain_sources else []
     for task, mine in here.items():
         other = there[task]
 
         def said(what: str, one: Any, two: Any, do: str, task: str = task) -> str:
             return f"{what} of {task}: {one} in {entry.run.folder}, {two} in {first.run.folder}. {do}"
 
+        def prompts(one: Any, two: Any, said: Callable[[str, Any, Any, str], str] = said) -> str:
+            return said("prompts", *_settings(entry.run, first.run, (one, two)), "Compare runs with the same prompts.")
+
         if mine.get("version") != other.get("version"):
             yield said("version", mine.get("version"), other.get("version"), "Compute one of them anew.")
         one, two = ({key: facts.get(key) for key in ("keys_sha256", "docs_sha256")} for facts in (mine, other))
-        if mine["documents"] != other["documents"]:
+        asked = (mine.get("prompts_sha256") or {}, other.get("prompts_sha256") or {})
+        if one != two and entry.of_grid:
+            found = _differences_of_part(entry.run, first.run, task, sides)
+            if found is not None:
+                yield prompts(*found[1:3]) if found[0] == "prompts" else said(*found)
+                continue
+        elif mine["documents"] != other["documents"]:
             do = "Compare runs of one limit and split."
             yield said("documents", mine["documents"], other["documents"], do)
             continue
-        if one != two:
+        elif one != two:
             digests = (_short(one), _short(two))
             yield said("documents", f"{mine['documents']} ({digests[0]})", f"others ({digests[1]})", "Other data?")
             continue
-        asked = (mine.get("prompts_sha256") or {}, other.get("prompts_sha256") or {})
+        else:
+            differing = [side for side in sides if asked[0].get(side) != asked[1].get(side)]
+            if differing or mine.get("questions_sha256") != other.get("questions_sha256"):
+                yield prompts(*asked)
+                continue
         if entry.is_pim is not first.is_pim and _asked_how(entry.run) != _asked_how(first.run):
-            yield said("prompts", *_settings(entry.run, first.run, asked), "Compare runs with the same prompts.")
-            continue
-        sides = [] if entry.is_pim or first.is_pim else ["target"]
-        sides += ["source"] if sides and entry.plain_sources and first.plain_sources else []
-        differing = [side for side in sides if asked[0].get(side) != asked[1].get(side)]
-        if differing or mine.get("questions_sha256") != other.get("questions_sha256"):
-            yield said("prompts", *_settings(entry.run, first.run, asked), "Compare runs with the same prompts.")
+            yield prompts(*asked)
+
+
+def _differences_of_part(run: Run, whole: Run, task: str, sides: Sequence[str]) -> tuple[str, str, str, str] | None:
+    """Of a run on some of the documents of another, document by document: the first thing that differs, what it is in
+    both, and what to do."""
+    mine, others = ({str(row["key"]): row for row in samples(each, task)} for each in (run, whole))
+    missing = [key for key in mine if key not in others]
+    if missing:
+        there = f"{len(mine)}, {len(missing)} of which the other lacks (e.g. {missing[0]}),"
+        return "documents", there, str(len(others)), "Give a grid of the same documents, or of some of them."
+    for key, row in mine.items():
+        other = others[key]
+        hashes = [[each.get(name) for name in ("doc_hash", "target_hash")] for each in (row, other)]
+        if hashes[0] != hashes[1]:
+            return "documents", f"{key} ({_short(hashes[0])})", f"another ({_short(hashes[1])})", "Other data?"
+        # Beside both prompts in one a prompt differs by nature, the choices and how to generate do not.
+        asked = [
+            [
+                [list(each)[0 if "target" in sides else 1 :] for each in one.get("arguments") or []],
+                one.get("source_prompts") if "source" in sides else None,
+            ]
+            for one in (row, other)
+        ]
+        if asked[0] != asked[1]:
+            return "prompts", str(row.get("prompt_hash")), str(other.get("prompt_hash")), ""
+    return None
 
 
 def _asked_how(run: Run) -> list[Any]:
@@ -563,13 +671,13 @@ class _Table:
     """Conditions by name and language pair.
 
     Attributes:
-        models: where several trainings go by the same words, with numbers: which folder each is of.
+        told: names that are told apart by numbers: which folder each is of.
         unclear: conditions of which a language pair has several that nothing tells apart: which of them go together
             over all pairs is not known.
     """
 
     def __init__(self, given: Sequence[_Entry]) -> None:
-        self.models: dict[str, str] = {}
+        self.told: dict[str, str] = {}
         entries = self._numbered(given)
         self.cells: dict[tuple[str, str], _Entry] = {}
         self.unclear: set[str] = set()
@@ -598,7 +706,7 @@ class _Table:
                 order = sorted(same, key=lambda weights: (natural(same[weights]), weights))
                 number = order.index(entry.weights) + 1
                 label = entry.trained if number == 1 else f"{entry.trained} #{number}"
-                self.models[label] = same[entry.weights]
+                self.told[label] = same[entry.weights]
                 entry = replace(entry, name=label + entry.name.removeprefix(entry.trained), trained=label)
             entries.append(entry)
         return entries
@@ -611,6 +719,9 @@ class _Table:
         name = entry.name if number == 1 else f"{entry.name} #{number}"
         if sizes[entry.kin] > 1:
             self.unclear.add(name)
+        folder = f"{'' if len(alike[entry.kin]) == 1 else 'e.g. '}{entry.run.folder}"
+        if sum(sizes.values()) > 1:
+            self.told.setdefault(name, folder)
         twins = [
             each
             for (_, pair), each in self.cells.items()
@@ -620,6 +731,7 @@ class _Table:
             return  # the same run in another folder
         if twins:  # where it gave something else, on another device perhaps
             name = f"{name} ({len(twins) + 1})"
+            self.told.setdefault(name, f"the same run again, with another result, {folder}")
         self.cells[name, entry.pair] = entry
 
     @cached_property
@@ -637,6 +749,10 @@ class _Table:
     def where(self, name: str) -> list[str]:
         """Its language pairs."""
         return [pair for pair in self.pairs if (name, pair) in self.cells]
+
+    def whole(self, pair: str) -> int:
+        """How many documents of a language pair there are; a grid may have some of them."""
+        return max(entry.documents for (_, each), entry in self.cells.items() if each == pair)
 
     def meant(self, given: str) -> list[str]:
         """The conditions of this name or, if there is none, of this kind."""
@@ -680,17 +796,27 @@ def _tell_apart(groups: Sequence[Group], keys: Sequence[tuple[str, ...]]) -> Non
 # --- Statistics ------------------------------------------------------------------------------------------------------
 
 
-def _group(table: _Table, against: str | None) -> Group:
+def _group(table: _Table, against: str | None, left_out: list[str]) -> Group:
     entries = list(table.cells.values())
     bases = [entry for entry in entries if entry.kind == VANILLA] or entries
     first = bases[0]
     _, task, split, metric = first.group
-    group = Group(first.model, task, split, metric, all(entry.higher_is_better for entry in entries))
+    higher = all(entry.higher_is_better for entry in entries)
+    group = Group(first.model, task, split, metric, higher, notes=list(left_out), left_out=left_out)
     if VANILLA not in table.conditions:
-        group.notes.append("No vanilla run of the base model: nothing to compare with.")
+        group.notes.append(
+            "No vanilla run of the base model is among the runs: nothing is compared with it. Run `evaluate` without "
+            "an adapter and without a transplant."
+        )
     lacking = sorted({pair for pair in table.pairs if (VANILLA, pair) not in table.cells}, key=natural)
     if lacking and VANILLA in table.conditions:
         group.notes.append(f"No vanilla run of the base model for {', '.join(lacking)}.")
+    some = [pair for pair in table.where(VANILLA) if table.cells[VANILLA, pair].documents < table.whole(pair)]
+    if some:
+        group.notes.append(
+            f"Vanilla of {', '.join(some)} is a grid's, on some of the documents: what was scored on more is not "
+            "compared with it. Run evaluate."
+        )
     group.notes += _told_apart(table)
     if any(entry.scores is None for entry in entries):
         group.notes.append(
@@ -709,7 +835,7 @@ def _group(table: _Table, against: str | None) -> Group:
 
 def _told_apart(table: _Table) -> list[str]:
     """Which condition is which, where several have one name."""
-    notes = [f"{name}: {folder}." for name, folder in sorted(table.models.items(), key=lambda each: natural(each[0]))]
+    notes = [f"{name}: {folder}." for name, folder in sorted(table.told.items(), key=lambda each: natural(each[0]))]
     unclear = [name for name in table.conditions if name in table.unclear]
     if unclear and len(table.pairs) > 1:
         notes.append(
@@ -744,9 +870,8 @@ def _against(table: _Table, base: str, higher: bool) -> list[Result]:
 
 def _could_be_chance(p: float, result: Result) -> bool:
     if result.low is None or result.high is None:
-        return True
-    rounding = 1e-6 * max(abs(result.low), abs(result.high))
-    return p >= LEVEL or (result.low <= rounding and result.high >= -rounding)
+        return p >= LEVEL
+    return p >= LEVEL or (result.low <= _ROUNDING and result.high >= -_ROUNDING)
 
 
 @dataclass
@@ -768,7 +893,7 @@ class _Paired:
 
 
 class _Tests:
-    """What is computed for all conditions of a group together, for speed: resamples and sign flips.
+    """Conditions and the one that they are compared with, paired by document, and what is drawn for them.
 
     Args:
         base: the condition that the others are compared with.
@@ -782,54 +907,62 @@ class _Tests:
             if name != base and other is not None and entry.scores is not None and other.scores is not None:
                 documents = sorted(entry.scores)
                 if not other.scores.keys() >= entry.scores.keys():
-                    continue  # an oracle's
-                values = [np.array([each.scores[one] for one in documents]) for each in (entry, other) if each.scores]
+                    continue  # the other is a grid's, on some of the documents
+                # A grid keeps 32 bits: what is the same is to be equal.
+                kept = np.float64 if entry.of_grid is other.of_grid else np.float32
+                values = [
+                    np.array([each.scores[one] for one in documents], dtype=kept).astype(np.float64)
+                    for each in (entry, other)
+                    if each.scores
+                ]
                 self.paired[name, pair] = _Paired(values[0], values[1], documents)
-        tested = [(name, pair) for name, pair in self.paired if table.kind(name) not in ORACLES]
-        self.names = list(dict.fromkeys(name for name, _ in tested))
-        self.pairs = list(dict.fromkeys(pair for _, pair in tested))
-        self._has = {name: [pair for pair in self.pairs if (name, pair) in self.paired] for name in self.names}
-        self.sizes = {
-            pair: next(len(self.paired[each].documents) for each in tested if each[1] == pair) for pair in self.pairs
-        }
-        self._tables = [
-            np.column_stack([self._column(name, pair) for name in self.names]) for pair in self.pairs
-        ]  # [D, names] for each pair; 0 where a condition is not there
-        self._units = [next(self.paired[each].documents for each in tested if each[1] == pair) for pair in self.pairs]
+        alike: dict[tuple[Any, ...], dict[str, dict[str, _Paired]]] = {}
+        for name in table.conditions:
+            if table.kind(name) in ORACLES:
+                continue
+            of_pairs = {pair: known for pair in table.pairs if (known := self.paired.get((name, pair))) is not None}
+            if of_pairs:
+                documents_of = tuple((pair, tuple(known.documents)) for pair, known in of_pairs.items())
+                alike.setdefault(documents_of, {})[name] = of_pairs
+        self._drawn = {name: drawn for some in alike.values() for drawn in [_Drawn(some)] for name in some}
 
-    def _column(self, name: str, pair: str) -> np.ndarray:
-        known = self.paired.get((name, pair))
-        return np.zeros(self.sizes[pair]) if known is None else known.differences
+    def drawn(self, name: str, weights: Mapping[str, float]) -> np.ndarray:
+        """[resamples] of the weighted mean difference over some language pairs."""
+        of = self._drawn[name]
+        found: np.ndarray = sum(
+            weight * of.resampled[of.pairs.index(pair), :, of.names.index(name)] for pair, weight in weights.items()
+        )  # type: ignore[assignment]
+        return found
+
+    def single_p(self, name: str, pair: str) -> float:
+        """Sign flips of a language pair alone."""
+        return self._drawn[name].single_p[name, pair]
+
+    def pooled_p(self, name: str, average: str) -> float:
+        """Sign flips of questions: one has the same sign in all languages."""
+        return self._drawn[name].pooled_p[name, average]
+
+
+class _Drawn:
+    """What is computed at once, for speed, for conditions that have the same documents of the same language pairs:
+    resamples and sign flips."""
+
+    def __init__(self, given: Mapping[str, Mapping[str, _Paired]]) -> None:
+        first = next(iter(given.values()))
+        self.names = list(given)
+        self.pairs = list(first)
+        self._units = [known.documents for known in first.values()]
+        self._tables = [
+            np.column_stack([given[name][pair].differences for name in self.names]) for pair in self.pairs
+        ]  # [D, names] for each pair
 
     @cached_property
     def resampled(self) -> np.ndarray:
         """[pairs, resamples, names] mean differences over documents drawn with their translations."""
-        resamples = 10_000
-        at_once = max(1, _RESAMPLED // (8 * resamples * len(self.pairs)))
-        found = np.empty((len(self.pairs), resamples, len(self.names)), dtype=np.float32)
-        for start in range(0, len(self.names), at_once):
-            some = slice(start, start + at_once)
-            found[..., some] = stats.resampled_means([each[:, some] for each in self._tables], self._units, resamples)
-        return found
-
-    def drawn(self, name: str, weights: Mapping[str, float]) -> np.ndarray:
-        """[resamples] of the weighted mean difference over some language pairs."""
-        column = self.names.index(name)
-        found: np.ndarray = sum(
-            weight * self.resampled[self.pairs.index(pair), :, column].astype(np.float64)
-            for pair, weight in weights.items()
-        )  # type: ignore[assignment]
-        return found
-
-    def weights(self, name: str, average: str) -> dict[str, float]:
-        """Of the language pairs of a condition."""
-        pairs = self._has[name]
-        total = sum(self.sizes[pair] for pair in pairs)
-        return {pair: self.sizes[pair] / total if average == MICRO else 1 / len(pairs) for pair in pairs}
+        return stats.resampled_means(self._tables, self._units)
 
     @cached_property
     def single_p(self) -> dict[tuple[str, str], float]:
-        """Sign flips of each language pair alone."""
         found: dict[tuple[str, str], float] = {}
         for pair, table in zip(self.pairs, self._tables, strict=True):
             p = stats.sign_flip_max_t(table, _FLIPS).p
@@ -838,15 +971,18 @@ class _Tests:
 
     @cached_property
     def pooled_p(self) -> dict[tuple[str, str], float]:
-        """Sign flips of questions: one has the same sign in all languages."""
         units = {unit: n for n, unit in enumerate(dict.fromkeys(unit for some in self._units for unit in some))}
-        keys = [(name, average) for name in self.names for average in (MICRO, MACRO)]
-        sums = np.zeros((len(units), len(keys)))
-        for pair, table, names in zip(self.pairs, self._tables, self._units, strict=True):
+        sums = np.zeros((2, len(units), len(self.names)))  # by documents, and by language pairs
+        count = sum(map(len, self._tables))
+        for table, names in zip(self._tables, self._units, strict=True):
             rows = [units[unit] for unit in names]
-            weights = [self.weights(name, average).get(pair, 0.0) for name, average in keys]
-            sums[rows] += np.repeat(table, 2, axis=1) * weights / self.sizes[pair]
-        return dict(zip(keys, stats.sign_flip_max_t(sums, _FLIPS).p.tolist(), strict=True))
+            sums[0, rows] += table / count
+            sums[1, rows] += table / (len(table) * len(self.pairs))
+        found: dict[tuple[str, str], float] = {}
+        for average, each in zip((MICRO, MACRO), sums, strict=True):
+            p = stats.sign_flip_max_t(each, _FLIPS).p.tolist()
+            found |= {(name, average): value for name, value in zip(self.names, p, strict=True)}
+        return found
 
 
 def _single(table: _Table, tests: _Tests, name: str, pair: str, higher: bool) -> Result:
@@ -857,7 +993,7 @@ def _single(table: _Table, tests: _Tests, name: str, pair: str, higher: bool) ->
         cost=entry.cost,
         training=_total(entry.before),
         chance=entry.chance,
-        note=entry.note,
+        note=_noted(_part(entry.documents, table.whole(pair)), entry.note),
         folder=entry.run.folder,
         vanilla=_on_the_same(vanilla, entry),
     )
@@ -875,7 +1011,7 @@ def _single(table: _Table, tests: _Tests, name: str, pair: str, higher: bool) ->
         result.could_be_chance = not entry.beyond_chance
     elif known is None:
         result.could_be_chance = True
-        result.note = "no interval: the metric is no mean over documents"
+        result.note = _noted(result.note, "no interval: the metric is no mean over documents")
     else:
         if known.binary and np.ptp(known.differences) == 0:
             result.low, result.high = stats.paired_interval(known.scores, known.base)
@@ -887,7 +1023,7 @@ def _single(table: _Table, tests: _Tests, name: str, pair: str, higher: bool) ->
             discordance = float((known.differences != 0).mean())
             result.minimum_detectable = stats.detectable(entry.documents, discordance)
         else:
-            result.p, result.test = tests.single_p[name, pair], "sign flips"
+            result.p, result.test = tests.single_p(name, pair), "sign flips"
             result.minimum_detectable = _by_error(_variance(known) ** 0.5 / len(known.scores) ** 0.5)
     _price(result, base.cost + _total(base.before), higher)
     return result
@@ -922,8 +1058,10 @@ def _pooled(table: _Table, tests: _Tests, name: str, pairs: list[str], average: 
         chance=mean([entry.chance for entry in entries]),
     )
     missing = [pair for pair in table.pairs if pair not in pairs]
-    if missing:
-        result.note = f"over {len(pairs)} of {len(table.pairs)} language pairs, without {', '.join(missing)}"
+    result.note = _noted(
+        f"over {len(pairs)} of {len(table.pairs)} language pairs, without {', '.join(missing)}" if missing else "",
+        _part(result.documents, sum(map(table.whole, pairs))),
+    )
     if name == tests.base:
         return result
     result.against = tests.base
@@ -941,9 +1079,9 @@ def _pooled(table: _Table, tests: _Tests, name: str, pairs: list[str], average: 
     else:
         drawn = tests.drawn(name, dict(zip(pairs, weights.tolist(), strict=True)))
         result.low, result.high = _interval(drawn)
-        result.p, result.test = tests.pooled_p[name, average], "sign flips of questions"
+        result.p, result.test = tests.pooled_p(name, average), "sign flips of questions"
         _effect(result, whole, weights)
-        result.minimum_detectable = _by_error(float(drawn.std(ddof=1)))
+        result.minimum_detectable = None if result.low is None else _by_error(float(drawn.std(ddof=1)))
         result.could_be_chance = _could_be_chance(result.p, result)
     total = sum((entry.cost for entry in bases), NOTHING)
     _price(result, total + _total({key: cost for entry in bases for key, cost in entry.before.items()}), higher)
@@ -954,15 +1092,25 @@ def _on_the_same(other: _Entry | None, entry: _Entry) -> float | None:
     """Another condition's score, on the documents of this one; None if it has not all of them."""
     if other is None:
         return None
-    if other.documents == entry.documents or entry.scores is None or other.scores is None:
+    if other.documents == entry.documents:
         return other.score
+    if entry.scores is None or other.scores is None:
+        return None
     values = [other.scores.get(document) for document in entry.scores]
     return None if None in values else float(np.mean(np.array(values, dtype=float)))
 
 
+def _part(documents: int, whole: int) -> str:
+    return f"on {documents} of {whole} documents" if documents < whole else ""
+
+
+def _noted(*parts: str) -> str:
+    return "; ".join(filter(None, parts))
+
+
 def _interval(drawn: np.ndarray) -> tuple[float, float] | tuple[None, None]:
-    """Nothing where no document differs: resamples of nothing but zeros do not say that nothing else is possible."""
-    if not drawn.any():
+    """Nothing where no document differs, or all alike: resamples of one number do not say that it is the only one."""
+    if np.ptp(drawn) < _ROUNDING:
         return None, None
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)
@@ -988,7 +1136,7 @@ def _effect(result: Result, known: Sequence[_Paired], weights: Any) -> None:
 
 def _variance(known: _Paired) -> float:
     """Of the differences; 0 where all are alike but for rounding, or there is one."""
-    if len(known.differences) < 2 or np.ptp(known.differences) < 1e-9:
+    if len(known.differences) < 2 or np.ptp(known.differences) < _ROUNDING:
         return 0.0
     return float(known.differences.var(ddof=1))
 
@@ -998,7 +1146,7 @@ def _share(value: float) -> float:
 
 
 def _by_error(error: float) -> float | None:
-    """None where no document differs: nothing is known of how much they would."""
+    """None where no document differs, or all alike: nothing is known of how much they could."""
     return stats.detectable_mean(float(error)) if error > 0 else None
 
 
@@ -1010,7 +1158,7 @@ def _price(result: Result, base: Cost, higher: bool) -> None:
     """What a point gained costs more than the baseline did."""
     assert result.difference is not None and result.baseline is not None
     gain = result.difference if higher else -result.difference
-    if gain <= 1e-12 or result.kind in ORACLES:
+    if gain < _ROUNDING or result.kind in ORACLES:
         return
     share = min(result.score, result.baseline) >= 0 and max(result.score, result.baseline) <= 1
     points = gain / (0.01 if share else 1.0)

@@ -7,7 +7,7 @@ import io
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from xtransplant.answer_language import CONSISTENCY, JUDGED
@@ -258,6 +258,10 @@ def _legend(found: Overview, turned: bool) -> list[str]:
         "Scores are on the pair's target language, the second, ± a standard error"
         + ("; after a score its difference to vanilla on the same documents [95 % interval]." if compared else ".")
     ]
+    if any(cell.interval is not None for row in rows for cell in row.cells.values()):
+        lines.append(
+            "Intervals: Tango's for scores of 0 and 1, else and for averages a bootstrap; `compare` bootstraps all."
+        )
     if turned:
         lines.append(
             "Where conditions are the rows: a number with a sign is a difference to vanilla, with * if its 95 % "
@@ -338,13 +342,16 @@ def _compared(group: Group) -> list[_Piece]:
     pieces: list[_Piece] = []
     bases: list[str | None] = list(dict.fromkeys(each.against for each in group.results if each.against is not None))
     first = bases[0] if bases else None
+    # Where nothing is compared there are scores.
+    columns = len(_HEADER) if bases else _HEADER.index("score") + 1
     for base in bases or [None]:
-        # The baselines' own scores once, in the first table.
-        results = [each for each in group.results if each.against == base or (each.against is None and base == first)]
+        results = _beside_each_other(group.results, base, first)
         higher = group.higher_is_better
-        rows = [[_place(each), *_row(each, higher)] for each in results if each.pooled is None]
-        tail = [[_place(each), *_row(each, higher)] for each in results if each.pooled is not None]
-        pieces += [_Heading(f"{title}{'' if base is None else f', against {base}'}"), _Table(_HEADER, rows, tail)]
+        rows = [[_place(each), *_row(each, higher)][:columns] for each in results if each.pooled is None]
+        tail = [[_place(each), *_row(each, higher)][:columns] for each in results if each.pooled is not None]
+        pieces.append(_Heading(f"{title}{'' if base is None else f', against {base}'}"))
+        pieces.append(_Notes(group.notes if base == first else []))
+        pieces.append(_Table(_HEADER[:columns], rows, tail))
     own = [each for each in group.results if each.against in (None, first)]
     pieces.append(_Heading(f"What it costs: {labels}"))
     pieces.append(_Table(_COST_HEADER, [_cost_row(each) for each in _whole_of_each(own)]))
@@ -353,12 +360,29 @@ def _compared(group: Group) -> list[_Piece]:
     for each in own:
         if each.note:
             notes.setdefault(f"{each.condition}: {each.note}.", []).append(_place(each))
-    return [*pieces, _Notes([*group.notes, *(f"{', '.join(places)}: {note}" for note, places in notes.items())])]
+    return [*pieces, _Notes([f"{', '.join(places)}: {note}" for note, places in notes.items()])]
 
 
 _HEADER = [
     *("pair", "condition", "docs", "score", "difference [95 %]", "won:lost", "p", "effect", "detectable", "reading"),
 ]
+
+
+def _beside_each_other(results: Sequence[Result], base: str | None, first: str | None) -> list[Result]:
+    """The rows of a table: what is compared with `base`, below the latter's own score; in the first table also what is
+    compared with nothing."""
+    order = {place: number for number, place in enumerate(dict.fromkeys(map(_place, results)))}
+    found: dict[tuple[str, str], Result] = {}
+    for each in results:
+        where = _place(each), each.condition
+        if each.against == base:
+            found[where] = each
+        elif each.condition == base:
+            alone = replace(each, difference=None, low=None, high=None, wins=None, losses=None, p=None, p_holm=None)
+            found.setdefault(where, replace(alone, effect=None, minimum_detectable=None, could_be_chance=None))
+        elif each.against is None and base == first:
+            found.setdefault(where, each)
+    return sorted(found.values(), key=lambda each: (order[_place(each)], each.condition != base))
 
 
 def _place(result: Result) -> str:
@@ -431,17 +455,26 @@ def _cost_row(result: Result) -> list[str]:
 
 def _comparison_legend(found: Comparison) -> list[str]:
     results = [each for group in found.groups for each in group.results]
-    lines = [
-        "difference: score less that of the condition compared with, on the same documents [paired bootstrap over "
-        "documents, drawn with their translations].",
-        f"p: {' or '.join(sorted({each.test for each in results if each.test}))}, two-sided; of a language pair "
-        "corrected (Holm) for the condition's language pairs. Not corrected for the number of conditions.",
-        "effect: Cohen's h of two shares; d: the mean difference over the differences' standard deviation. detectable: "
-        "the least difference that so many documents show with 80 % power; - if none would, or no document differs.",
-        "could be chance: p is 0.05 or more, or the interval has 0 in it.",
+    tests = sorted({each.test for each in results if each.test})
+    lines = []
+    if any(each.difference is not None for each in results):
+        lines.append(
+            "difference: score less that of the condition compared with, on the same documents"
+            + (" [95 %: a bootstrap; `summarize` gives Tango's interval for scores of 0 and 1]." if tests else ".")
+        )
+    if tests:
+        lines += [
+            f"p: {' or '.join(tests)}, two-sided; of a language pair corrected (Holm) for the condition's language "
+            "pairs. Not corrected for the number of conditions.",
+            "effect: Cohen's h of two shares; d: the mean difference over the differences' standard deviation. "
+            "detectable: the least difference that so many documents show with 80 % power; - if none would or, pooled "
+            "or for other scores than 0 and 1, where no document differs or all alike.",
+            "could be chance: p is 0.05 or more, or the interval has 0 in it.",
+        ]
+    lines.append(
         "Costs are of all documents of the condition: - where not recorded. before: its training, or the grids that it "
-        "was chosen on. a point: what 0.01 gained costs beyond the condition compared with, all included.",
-    ]
+        "was chosen on. a point: what 0.01 gained costs beyond the condition compared with, all included."
+    )
     if any(each.pooled for each in results):
         lines.append("micro: the mean over documents; macro: over language pairs.")
     if any(each.kind in ORACLES for each in results):

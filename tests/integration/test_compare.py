@@ -37,8 +37,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("evaluate", "-m", "language_pair=en-sw,sw-en", "transplant.layers=null,[3,1]"),
         ("evaluate", "language_pair=en-sw", "prompt=both"),
         ("evaluate", "-m", f"model.adapter={here / 'adapter'}", "language_pair=en-sw", "transplant.layers=null,[3,1]"),
-        ("grid", "language_pair=en-sw", "split=all", "grid.pairs=target_first"),
-        ("grid", "language_pair=en-sw", "split=all", "grid.pairs=target_first", "transplant.control=noise"),
+        ("grid", "language_pair=en-sw", "split=all", "limit=6", "grid.pairs=target_first"),
+        ("grid", "language_pair=en-sw", "split=all", "limit=5", "grid.pairs=target_first", "transplant.control=noise"),
         ("grid", "language_pair=en-sw", "split=sample", "grid.pairs=target_first"),
     ):
         assert cli.main([job, *arguments(here), *given, f"output_dir={here / 'outputs'}"]) == 0
@@ -79,6 +79,8 @@ def test_every_condition_of_real_runs(place: Path, capsys: Any) -> None:
     runs = {run.folder.name: run for run in record.find_runs([str(place / "outputs")])}
     for line in every:
         if line["kind"] in ("upper_bound", "chance"):
+            count = 6 if line["kind"] == "upper_bound" else 5
+            assert int(line["documents"]) == count and line["note"].startswith(f"on {count} of 10 documents")
             continue
         run = runs[Path(line["folder"]).name]
         [path] = run.folder.glob("samples_*.jsonl")
@@ -138,7 +140,7 @@ def test_text_is_to_be_read(place: Path, tmp_path: Path, capsys: Any) -> None:
     capsys.readouterr()
     given = f"runs={place / 'outputs'}"
     assert cli.main(["compare", given, "against=sft"]) == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     headings = (
         "tiny, colour, all: acc, against vanilla",
         "against SFT (adapter)",
@@ -152,8 +154,23 @@ def test_text_is_to_be_read(place: Path, tmp_path: Path, capsys: Any) -> None:
         assert sign in path.read_text(encoding="utf-8")
 
 
-def test_other_documents_are_refused_by_name(place: Path, tmp_path: Path, capsys: Any) -> None:
+def test_other_documents_are_refused_by_name(
+    place: Path, tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.copytree(place / "outputs" / "evaluate", tmp_path / "evaluate")
+    # A grid of the sample half says that it is of all, where all documents are those of the other half.
+    [unseen] = [run for run in record.find_runs([str(tmp_path)]) if run.manifest["condition"] == "overall"]
+    alone = ["compare", f"runs=[{unseen.folder},{tmp_path / 'grid'}]"]
+    shutil.copytree(place / "outputs" / "grid", tmp_path / "grid")
+    for path in (tmp_path / "grid").glob("*-sample-*/manifest.json"):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(facts | {"split": "unseen"}), encoding="utf-8")
+    capsys.readouterr()
+    assert cli.main(alone) == 0
+    left_out = "A grid is left out: documents of colour_choice_sw: 6, 6 of which the other lacks (e.g. doc-2)"
+    assert left_out in " ".join(capsys.readouterr().out.split())
+    assert [each.getMessage()[: len(left_out)] for each in caplog.records] == [left_out]
+    shutil.rmtree(tmp_path / "grid")
     few = ["limit=4", "language_pair=en-sw", "transplant.layers=[3,1]", f"output_dir={tmp_path}"]
     assert cli.main(["evaluate", *arguments(place), *few]) == 0
     capsys.readouterr()

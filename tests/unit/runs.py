@@ -12,6 +12,14 @@ from xtransplant.record import Run
 Scores = Sequence[float]
 
 
+def a_sample(row: int, metric: str, value: float) -> dict[str, Any]:
+    """A document as the harness writes it, of the key k<row>."""
+    return {
+        "key": f"k{row}", "filter": "none", "metrics": [metric], metric: value, "arguments": [[f"{row}?", " yes"]],
+        "source_prompts": [f"source {row}?"], "doc_hash": f"{row:064x}", "prompt_hash": f"{row:064x}",
+    }  # fmt: skip
+
+
 def made_run(
     place: Path,
     condition: str = "vanilla",
@@ -40,9 +48,7 @@ def made_run(
         tasks[task] = {
             "documents": len(values), "trivial_baseline": 0.25, "keys_sha256": f"{len(values)}{target}",
         }  # fmt: skip
-        rows = [
-            {"key": f"k{row}", "filter": "none", "metrics": [metric], metric: value} for row, value in enumerate(values)
-        ]
+        rows = [a_sample(row, metric, value) for row, value in enumerate(values)]
         # The order of the rows does not matter.
         lines = "".join(json.dumps(row) + "\n" for row in (rows if condition == "vanilla" else rows[::-1]))
         (folder / f"samples_{task}.jsonl").write_text(lines, encoding="utf-8")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.unit.grids import hand_grid
-from tests.unit.runs import made_run
+from tests.unit.runs import a_sample, made_run
 from xtransplant import stats, tables
 from xtransplant.compare import KINDS, ORACLES, Comparison, Result, compare
 from xtransplant.grid import Grid
@@ -43,16 +45,22 @@ def a_training(folder: Path, **facts: Any) -> Run:
     return Run(folder, manifest | facts, {})
 
 
-def a_grid(place: Path, made: Grid, name: str = "grid") -> Run:
-    folder = place / f"{name}-{made.sha256[:8]}"
+def a_grid(place: Path, made: Grid, name: str = "grid", pair: str = "en-sw") -> Run:
+    """Its documents have the keys of a run's, and its samples what they ask."""
+    target = pair.removeprefix("en-")
+    made = replace(made, documents=[each.replace("/", "/k") for each in made.documents])
+    folder = place / f"{name}-{pair}-{made.sha256[:8]}"
     made.save(folder / "grid.npz")
-    tasks = {"red_sw": {"documents": len(made.documents), "keys_sha256": f"{len(made.documents)}sw"}}
+    rows = [a_sample(row, "acc", float(value)) for row, value in enumerate(made.vanilla[0])]
+    (folder / f"samples_red_{target}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    tasks = {f"red_{target}": {"documents": len(rows), "keys_sha256": f"{len(rows)}{target}"}}
     facts = {
-        "job": "grid", "model_name": "tiny", "model": BASE, "task_name": "colour", "language_pair": "en-sw",
+        "job": "grid", "model_name": "tiny", "model": BASE, "task_name": "colour", "language_pair": pair,
         "split": "unseen", "control": made.meta["control"], "intervention": {}, "tasks": tasks, "files": {},
         "grid_sha256": made.sha256, "cost": {"seconds": 30.0, "tokens": 900, "flops": 4e10},
     }  # fmt: skip
-    args = {"task": {"tasks": ["red_{lang}"]}, "language_pair": {"source": "en", "target": "sw"}}
+    task = {"tasks": ["red_{lang}"], "languages": {}}
+    args = {"task": task, "language_pair": {"source": "en", "target": target}, "seed": 1}
     return Run(folder, facts, {"config": {"model_args": args}})
 
 
@@ -126,6 +134,17 @@ def test_documents_that_all_differ_alike_are_not_certainty(tmp_path: Path) -> No
     one = [a_run(tmp_path / "one", red=[0.25], metric="f1"), a_run(tmp_path / "one", "b", red=[0.5], metric="f1")]
     alone = result(compare(one), condition="b")
     assert (alone.effect, alone.minimum_detectable, alone.could_be_chance) == (None, None, True)
+    # Pooled, or of scores beside 0 and 1, there is none, and p alone says what it is.
+    many = [
+        a_run(tmp_path / metric, name, pair, red=[score] * 8, metric=metric)
+        for metric, scores in (("acc", (0, 1)), ("f1", (0.1, 0.4)))
+        for pair in ("en-de", "en-sw")
+        for name, score in zip(("vanilla", "b"), scores, strict=True)
+    ]
+    every = compare(many)
+    for each in [*results(every, condition="b", pair=None), *results(every, condition="b", effect_name="d_z")]:
+        assert (each.low, each.high, each.minimum_detectable, each.could_be_chance) == (None, None, None, False)
+        assert each.p == pytest.approx(2 / 2**8, abs=0.003)
 
 
 def test_few_large_gains_are_better_than_many_small_losses_are_worse(tmp_path: Path) -> None:
@@ -243,9 +262,9 @@ def test_a_metric_that_is_no_mean_has_a_difference_only(tmp_path: Path) -> None:
 # --- Conditions ------------------------------------------------------------------------------------------------------
 
 
-def a_selection(grid: Run) -> dict[str, Any]:
+def a_selection(grid: Run, strategy: str = "overall") -> dict[str, Any]:
     described = {"grid_sha256": grid.manifest["grid_sha256"], "folder": None, "intervention": {}}
-    return {"transplant": {"control": "none"}, "selection": {"strategy": "overall", "grids": [described]}}
+    return {"transplant": {"control": "none"}, "selection": {"strategy": strategy, "grids": [described]}}
 
 
 def all_kinds(place: Path) -> tuple[list[Run], list[Run], list[Run]]:
@@ -302,6 +321,10 @@ def test_what_was_needed_before_is_part_of_the_price(tmp_path: Path) -> None:
     assert priced("SFT (lora, aya, de+sw)") == pytest.approx((6e10, 60, 6e10 / 50, 60 / 50))
     assert priced("SFT (lora, aya, de+sw) + overall") == pytest.approx((10e10, 90, 10e10 / 60, 90 / 60))
     assert priced("vanilla (both prompts)") == (0, 0, None, None)  # no gain, no price
+    # A fixed pair needs no grid.
+    runs.append(a_run(tmp_path, "fixed", red=BETTER, args=a_selection(grids[2], "fixed")))
+    found = compare(runs, grids, trainings)
+    assert priced("fixed") == (0, 0, 0, 0)
 
 
 def test_a_training_is_counted_once_for_all_languages(tmp_path: Path) -> None:
@@ -382,6 +405,27 @@ def test_an_oracle_has_no_p_and_says_what_its_control_reaches(tmp_path: Path) ->
     assert alone.could_be_chance is True and "no control grid" in alone.note
 
 
+def test_a_control_stands_beside_every_grid_that_it_fits(tmp_path: Path) -> None:
+    cells = [Cell(Component.ffn, 0, 0), Cell(Component.ffn, 1, 0)]
+
+    def made(scores: list[list[int]], number: int, **changes: Any) -> Run:
+        given = hand_grid(scores, VANILLA, cells[:number], 2, tasks=["red_{lang}"], split="unseen", **changes)
+        return a_grid(tmp_path, given)
+
+    grids = [made([[0, 1]] * 10, 2), made([[0]] * 10, 1, pairs="diagonal"), made([[0, 1]] * 10, 2, control="noise")]
+    attn = [Cell(Component.attn, 0, 0)]
+    grids.append(a_grid(tmp_path, hand_grid([[1]] * 10, VANILLA, attn, 2, tasks=["red_{lang}"], split="unseen")))
+    found = compare([], grids)
+    assert {each.condition: (each.score, each.note) for each in results(found, kind="chance")} == {
+        "control noise (ffn)": (1, "the real vectors reach 1.000 in the same 2 cells"),
+        "control noise (ffn, diagonal)": (0, "the real vectors reach 0.000 in the same 1 cell"),
+    }
+    notes = {each.condition: each.note for each in results(found, kind="upper_bound")}
+    assert "controls reach: noise 1.000, less by 0.000" in notes["upper bound (ffn)"]
+    assert "controls reach: noise 0.000, less by 0.000" in notes["upper bound (ffn, diagonal)"]
+    assert "no control grid" in notes["upper bound (attn)"]
+
+
 def test_a_grid_has_its_own_vanilla(tmp_path: Path) -> None:
     _, grids, _ = all_kinds(tmp_path)
     found = compare([], grids[:1])
@@ -402,6 +446,9 @@ def test_against_another_condition(tmp_path: Path) -> None:
         assert both.price_flops == pytest.approx(4e10 / 10)
         assert result(found, condition="ffn 3>1", against="vanilla").difference == pytest.approx(0.5)
         assert not results(found, condition="vanilla", against="SFT (lora, aya, de+sw)")
+        # In its own table the condition that all are compared with comes first, with its score alone.
+        table = tables.comparison(found).split("against SFT (lora, aya, de+sw)\n\n")[1].splitlines()
+        assert re.fullmatch(r"en-sw  SFT \(lora, aya, de\+sw\) +10 +0\.900 +-( +-)+ *", table[2])
     with pytest.raises(XTransplantError, match=r"against=nothing: no such condition\. Give one of: vanilla, .*overall"):
         compare(runs, grids, trainings, against="nothing")
     runs.append(a_run(tmp_path, "attn 3>1", red=BETTER))
@@ -416,11 +463,13 @@ def test_conditions_of_one_name_are_told_apart_and_a_copy_is_no_condition(tmp_pa
     for name, files in (("-a", "one"), ("-b", "two"), ("-c", "two")):
         selection = {"strategy": "overall", "grids": [{"grid_sha256": files, "folder": None}]}
         runs += [a_run(tmp_path, "overall", name=name, red=BETTER, args={"selection": selection})]
-    assert list(dict.fromkeys(each.condition for each in results(compare(runs)))) == [
-        "vanilla",
-        "overall",
-        "overall #2",
-    ]
+    found = compare(runs)
+    assert list(dict.fromkeys(each.condition for each in results(found))) == ["vanilla", "overall", "overall #2"]
+    assert found.groups[0].notes == [f"overall: {runs[1].folder}.", f"overall #2: {runs[2].folder}."]
+    again = a_run(tmp_path, name="-again", red=BETTER)
+    found = compare([runs[0], again])
+    assert [each.condition for each in results(found)] == ["vanilla", "vanilla (2)"]
+    assert found.groups[0].notes == [f"vanilla (2): the same run again, with another result, {again.folder}."]
 
 
 def tuned_by(weights: str) -> dict[str, Any]:
@@ -488,7 +537,7 @@ def test_selections_by_one_strategy_are_told_apart_by_their_grids_or_have_no_ave
         (folder / "manifest.json").unlink()
     found = compare(runs)
     assert not [each for each in results(found, kind="strategy") if each.pooled]
-    assert "No average of overall, overall #2: which of one language pair" in found.groups[0].notes[0]
+    assert "No average of overall, overall #2: which of one language pair" in found.groups[0].notes[-1]
 
 
 def test_a_condition_that_some_languages_lack_says_so(tmp_path: Path) -> None:
@@ -540,6 +589,104 @@ def test_other_versions_documents_or_prompts_are_refused(tmp_path: Path, facts: 
         assert len(compare([runs[0], apart]).groups) == 2
 
 
+def some_grid(place: Path, documents: int, pair: str = "en-sw", **changes: Any) -> Run:
+    """On the first documents: vanilla as VANILLA, and one of two cells solves the others."""
+    cells = [Cell(Component.ffn, 0, 0), Cell(Component.ffn, 1, 0)]
+    red = VANILLA[:documents]
+    made = hand_grid([[0, 1 - score] for score in red], red, cells, 2, tasks=["red_{lang}"], split="unseen", **changes)
+    return a_grid(place, made, pair=pair)
+
+
+def test_a_grid_may_have_some_of_the_documents(tmp_path: Path) -> None:
+    runs = []
+    for pair in ("en-de", "en-sw"):
+        runs += [a_run(tmp_path, "vanilla", pair, red=VANILLA), a_run(tmp_path, "ffn 3>1", pair, red=BETTER)]
+    alone = compare(runs)
+    found = compare(runs, [some_grid(tmp_path, 5, "en-de"), some_grid(tmp_path, 8)])
+    bounds = {each.pair or each.pooled: each for each in results(found, kind="upper_bound")}
+    # Vanilla has 4 of the first 5, and of the first 8: the cells have the others.
+    assert {place: (each.documents, each.score, each.vanilla) for place, each in bounds.items()} == {
+        "en-de": (5, 1 / 5, 4 / 5),
+        "en-sw": (8, 4 / 8, 4 / 8),
+        "micro": (13, pytest.approx(5 / 13), pytest.approx(8 / 13)),
+        "macro": (13, pytest.approx((1 / 5 + 4 / 8) / 2), pytest.approx((4 / 5 + 4 / 8) / 2)),
+    }
+    assert (bounds["en-de"].wins, bounds["en-de"].losses) == (1, 4)
+    assert bounds["en-de"].difference == pytest.approx(-3 / 5)
+    assert bounds["en-de"].note.startswith("on 5 of 10 documents; the best of 2 cells")
+    assert bounds["micro"].note == "on 13 of 20 documents"
+    assert [each for each in found.groups[0].results if each.kind != "upper_bound"] == alone.groups[0].results
+    assert found.groups[0].notes == []
+
+
+def test_the_plain_row_of_a_fine_tuned_models_grid_is_on_its_own_documents(tmp_path: Path) -> None:
+    pairs = ("en-de", "en-sw")
+    runs = [
+        a_run(tmp_path, name, pair, red=red) for pair in pairs for name, red in (("vanilla", VANILLA), ("b", BETTER))
+    ]
+    grids = [some_grid(tmp_path, 6, pair) for pair in pairs]
+    for each in grids:
+        each.manifest["model"] = TUNED
+    found = compare(runs, grids, [a_training(tmp_path / "training")])
+    tuned = result(found, kind="sft", pair="en-sw")
+    assert (tuned.documents, tuned.score, tuned.vanilla, tuned.difference) == (6, 4 / 6, 4 / 6, 0)
+    assert tuned.p == 1 and tuned.note == "on 6 of 10 documents"
+    pooled = result(found, kind="sft", pooled="micro")
+    assert (pooled.documents, pooled.difference, pooled.p) == (12, 0, 1)
+    assert [each for each in found.groups[0].results if each.condition == "b"] == [
+        each for each in compare(runs).groups[0].results if each.condition == "b"
+    ]
+    # Nor is what has more documents compared with a grid's vanilla.
+    grids[1].manifest["model"] = BASE
+    found = compare([runs[3]], grids[1:])
+    assert (result(found, condition="b").difference, result(found, kind="vanilla").documents) == (None, 6)
+    assert "Vanilla of en-sw is a grid's, on some of the documents" in found.groups[0].notes[0]
+
+
+@pytest.mark.parametrize(
+    ("facts", "sample", "said"),
+    [
+        ({"version": 2.0}, {}, r"version of red_sw: 2\.0 in .*grid-.*, None in .*vanilla-en-sw"),
+        (
+            {},
+            {"key": "k77"},
+            r"documents of red_sw: 5, 1 of which the other lacks \(e\.g\. k77\), in .*, 10 in .*vanilla",
+        ),
+        ({}, {"doc_hash": "e" * 64}, r"documents of red_sw: k0 \(eeeeeeee\) in .*, another \(00000000\) in .*vanilla"),
+        (
+            {},
+            {"arguments": [["0!", " yes"]], "prompt_hash": "e" * 64},
+            r"prompts of red_sw: eeeeeeee in .*, 00000000 in ",
+        ),
+        ({}, {"arguments": [["0?", " no"]]}, r"prompts of red_sw: "),
+        ({}, {"source_prompts": ["other"]}, r"prompts of red_sw: "),
+    ],
+)
+def test_a_grid_that_cannot_be_compared_is_left_out(
+    tmp_path: Path, facts: dict[str, Any], sample: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = [a_run(tmp_path, red=VANILLA), a_run(tmp_path, "ffn 3>1", red=BETTER)]
+    made = some_grid(tmp_path, 5)
+    path = made.folder / "samples_red_sw.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines[0] |= sample
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    [group] = compare(runs, [changed(made, **facts)]).groups
+    assert group.results == compare(runs).groups[0].results
+    assert group.notes == group.left_out and len(group.notes) == 1
+    assert re.match(f"A grid is left out: {said}", group.notes[0])
+    assert [record.getMessage() for record in caplog.records] == group.notes
+
+
+def test_without_runs_of_evaluate_the_grid_of_the_most_documents_says_what_fits(tmp_path: Path) -> None:
+    grids = [some_grid(tmp_path, documents, settings={"task": documents}) for documents in (4, 7)]
+    found = compare([], grids)
+    assert {each.documents for each in results(found, kind="vanilla")} == {7}
+    assert {(each.documents, each.vanilla) for each in results(found, kind="upper_bound")} == {(7, 4 / 7), (4, 1.0)}
+    [group] = compare([], [changed(grids[0], version=2.0), grids[1]]).groups
+    assert {each.documents for each in group.results} == {7} and len(group.left_out) == 1
+
+
 def test_the_settings_that_make_prompts_differ_are_named(tmp_path: Path) -> None:
     args = {"task": {"tasks": ["red_{lang}"], "languages": {}, "num_fewshot": 2}}
     runs = [a_run(tmp_path, red=VANILLA), a_run(tmp_path, "ffn 3>1", red=BETTER, args=args)]
@@ -580,7 +727,11 @@ def test_without_vanilla_there_are_scores_only(tmp_path: Path) -> None:
     found = compare([a_run(tmp_path, "ffn 3>1", red=BETTER)])
     one = result(found, condition="ffn 3>1")
     assert (one.score, one.against, one.difference, one.could_be_chance) == (0.9, None, None, None)
-    assert found.groups[0].notes == ["No vanilla run of the base model: nothing to compare with."]
+    [note] = found.groups[0].notes
+    assert note.startswith("No vanilla run of the base model is among the runs")
+    text = tables.comparison(found)
+    assert note.split(". ")[0] in " ".join(text.split()) and "p:" not in text and "[95" not in text
+    assert "en-sw  ffn 3>1    10    0.900\n" in text
 
 
 def test_records_are_long_and_have_one_form(tmp_path: Path) -> None:

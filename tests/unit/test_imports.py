@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "measures": {"types", "answer_language", "record", "stats"},
     "overview": {"types", "config", "answer_language", "families", "grading", "measures", "record", "stats"},
     "tables": {"types", "answer_language", "compare", "measures", "overview", "record"},
-    "compare": {"types", "comparison", "grid", "overview", "record", "stats"},
+    "compare": {"types", "comparison", "grid", "measures", "overview", "record", "stats"},
     "languages": {"catalogue"},
     "reproduce": {"config", "checks", "catalogue"},
     "report": {
