@@ -14,7 +14,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from xtransplant import __version__, analysis, catalogue, languages, models, overview, reproduce
+from xtransplant import __version__, analysis, catalogue, compare, languages, models, overview, reproduce
 from xtransplant.config import ModelConfig
 from xtransplant.grid import Grid
 from xtransplant.measures import samples
@@ -52,7 +52,7 @@ class Found:
         grids: runs of `grid`, with their grids.
         selections: each selection.json, by its path.
         strategies: each strategies.json, by its path.
-        records: `compare`'s lines.
+        records, notes: `compare`'s lines, and what it says of a table.
         refused: why some runs could not be compared.
     """
 
@@ -62,6 +62,7 @@ class Found:
     selections: dict[str, list[Selection]] = field(default_factory=dict)
     strategies: dict[str, list[Any]] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[dict[str, str]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
     @property
@@ -88,13 +89,9 @@ class Found:
         }
         return ", ".join(f"{len(each)} of {name}" for name, each in numbers.items() if each)
 
-    def compare(self, compared: Callable[[list[Run], list[Run], list[Run]], list[dict[str, Any]]]) -> None:
-        """Fill `records`, a task family at a time; where one is refused, those of its language pairs that are not; and
-        `refused`.
-
-        Args:
-            compared: the lines of runs of `evaluate`, of `grid` and of `sft`.
-        """
+    def compare(self) -> None:
+        """Fill `records` and `notes`, a task family at a time; where one is refused, those of its language pairs that
+        are not; and `refused`."""
         grids = [run for run, _ in self.grids]
 
         def of(*names: str) -> dict[tuple[Any, ...], tuple[list[Run], list[Run]]]:
@@ -105,20 +102,24 @@ class Found:
                     groups.setdefault(key, ([], []))[place].append(run)
             return groups
 
+        def compared(members: tuple[list[Run], list[Run]]) -> list[compare.Group]:
+            return compare.compare(*members, self.trained).groups
+
         alone = of("task_name", "model_name", "language_pair", "split")
+        groups: list[compare.Group] = []
         for (task,), several in of("task_name").items():
             try:
-                self.records += compared(*several, self.trained)
+                groups += compared(several)
                 continue
             except XTransplantError:
                 pass
-            lines: list[dict[str, Any]] = []
+            single: list[compare.Group] = []
             left: tuple[list[Run], list[Run]] = ([], [])
             for key, members in alone.items():
                 if key[0] != task:
                     continue
                 try:
-                    lines += compared(*members, self.trained)
+                    single += compared(members)
                 except XTransplantError as error:
                     self.refused.append(f"{', '.join(key)}: {error}")
                     continue
@@ -126,9 +127,15 @@ class Found:
                     some.extend(more)
             try:
                 # Together again: p is corrected for all of these language pairs, and they have an average.
-                self.records += compared(*left, self.trained) if lines else []
+                groups += compared(left) if single else []
             except XTransplantError:
-                self.records += lines
+                groups += single
+        self.records = compare.Comparison(groups).records()
+        self.notes = [
+            {**{name: getattr(group, name) for name in ("model", "task", "split", "metric")}, "text": note}
+            for group in groups
+            for note in group.notes
+        ]
 
 
 def gather(found: Found, title: str | None = None, seed: int = 0) -> dict[str, Any]:
@@ -162,6 +169,7 @@ def gather(found: Found, title: str | None = None, seed: int = 0) -> dict[str, A
         "runs": runs,
         "environments": environments,
         "records": [_rounded(each) for each in found.records],
+        "notes": found.notes,
         "refused": found.refused,
         "sets": [{key: value for key, value in each.items() if not key.startswith("_")} for each in sets],
         "maps": maps,

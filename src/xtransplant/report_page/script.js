@@ -328,46 +328,64 @@ const groupsOf = (records) => {
   }
   return [...groups.values()];
 };
-/** Of a group the lines over all language pairs; of a single pair its own. */
-function pooledOf(group) {
-  for (const kind of ["micro", "macro"]) {
-    const found = group.filter((record) => record.pooled === kind);
-    if (found.length) return found;
-  }
-  const pairs = unique(group.map((record) => record.pair));
-  return pairs.length === 1 ? group : [];
+/** Of each condition its line over all language pairs that have it; where there is no average, the lines of its pairs. */
+function summaryOf(group) {
+  const order = Object.keys(KINDS);
+  return unique(group.map((record) => record.condition)).flatMap((condition) => {
+    const own = group.filter((record) => record.condition === condition);
+    return ["micro", "macro", null].map((pooled) => own.filter((record) => record.pooled === pooled)).find((some) => some.length);
+  }).sort((one, other) => order.indexOf(one.kind) - order.indexOf(other.kind));
 }
+const pairsOf = (group) => unique(group.map((record) => record.pair).filter(known));
 const where = (record) => `${record.model} on ${record.task}, ${record.split === "all" ? "all documents" : `${record.split} half`}`;
-const over = (records) => {
-  const [first] = records;
-  const size = many(first.documents, "document");
-  return first.pair ? `${pairName(first.pair)}, ${size}` : `${many(first.pairs, "language pair")}, ${size}${first.pooled === "macro" ? ", mean over pairs" : ""}`;
-};
+const over = (record) => `${record.pair ? pairName(record.pair) : many(record.pairs, "language pair")}, ${many(record.documents, "document")}${record.pooled === "macro" ? ", mean over pairs" : ""}`;
+/** Which of a group's language pairs a line is of. */
+const share = (record, group) => `${record.pairs} of ${many(pairsOf(group).length, "language pair")}${record.pair ? `: ${pairName(record.pair)}` : ""}${record.pooled === "macro" ? ", mean over pairs" : ""}`;
+const partial = (record, group) => record.pairs < pairsOf(group).length;
+/** Rows that stand on different documents say on how many, and what the untouched model reaches on these. */
+const differ = (rows) => unique(rows.map((row) => JSON.stringify([row.pair, row.pairs, row.pooled, row.documents]))).length > 1;
+const documentsColumn = { head: "Documents", num: true, value: (row) => row.documents, show: (row) => count(row.documents) };
+const untouchedColumn = { head: "Untouched", num: true, value: (row) => row.vanilla, show: (row) => number(row.vanilla) };
+
+/** Operations for a document as a multiple of the untouched model's on the same language pairs; null: not known. */
+function timesUntouched(record, group) {
+  const pairs = record.pair ? [record.pair] : pairsOf(group.filter((each) => each.condition === record.condition));
+  const bases = group.filter((each) => each.kind === "vanilla" && pairs.includes(each.pair));
+  const sum = (name) => bases.reduce((total, each) => (known(total) && known(each[name]) ? total + each[name] : null), 0);
+  const base = bases.length === pairs.length && sum("flops");
+  return base && known(record.flops) ? record.flops / record.documents / (base / sum("documents")) : null;
+}
+const times = (value) => (known(value) ? `${number(value, value < 10 ? 1 : 0)} \u00d7` : "\u2013");
 
 parts.comparison = () => {
-  const found = groupsOf(data.records).map((group) => [group, pooledOf(group)]);
+  const found = groupsOf(data.records).map((group) => [group, summaryOf(group)]);
   // What is compared comes first; then what has an oracle only.
   found.sort(([, one], [, other]) => Number(other.some(isTested)) - Number(one.some(isTested)));
-  const blocks = found.filter(([, records]) => records.length).map(([, records]) => {
+  const blocks = found.map(([group, records]) => {
     const limit = widest(records);
     const lower = records[0].higher_is_better === false ? ", lower is better" : "";
+    const some = records.some((record) => partial(record, group));
+    const uneven = differ(records);
     const columns = [
-      { head: "Condition", rowHead: true, value: (row) => row.condition, show: (row) => [row.condition, kindShown(row)] },
+      { head: "Condition", rowHead: true, value: (row) => row.condition, show: (row) => [row.condition, kindShown(row), some && el("span", { class: "sub" }, share(row, group))] },
+      uneven && documentsColumn,
       { head: records[0].metric, num: true, value: (row) => row.score, show: (row) => number(row.score) },
+      uneven && untouchedColumn,
       { head: "Difference, 95 %", num: true, value: (row) => row.difference, show: differenceShown },
       records.some((row) => known(row.low)) && intervalColumn(limit),
       { head: "In words", value: (row) => verdict(row)[2], show: verdictShown },
       { head: "Better / worse", num: true, value: (row) => row.wins, show: (row) => (known(row.wins) ? `${row.wins} / ${row.losses}` : "\u2013") },
       { head: "Detectable", num: true, value: (row) => row.minimum_detectable, show: (row) => number(row.minimum_detectable) },
+      records.some((row) => known(timesUntouched(row, group))) && { head: "Operations", num: true, value: (row) => timesUntouched(row, group), show: (row) => [times(timesUntouched(row, group)), row.training_flops > 0 && el("span", { class: "sub" }, `${large(row.training_flops)} before`)] },
     ].filter(Boolean);
-    const caption = `${where(records[0])}: ${records[0].metric}${lower} (${over(records)})`;
-    const notes = unique(records.map((record) => record.note).filter(Boolean));
-    return [table({ caption, columns, rows: records }).node, notes.map((note) => el("p", { class: "note" }, note))];
+    const caption = `${where(records[0])}: ${records[0].metric}${lower} (${uneven ? many(pairsOf(group).length, "language pair") : over(records[0])})`;
+    const about = unique(records.map((record) => record.note).filter(Boolean))
+      .map((note) => `${unique(records.filter((record) => record.note === note).map((record) => record.condition)).join("; ")}: ${note}`);
+    const notes = [...about, ...data.notes.filter((each) => ["model", "task", "split", "metric"].every((name) => each[name] === records[0][name])).map((each) => each.text)];
+    return [table({ caption, columns, rows: records }).node, notes.length && el("ul", { class: "note" }, notes.map((note) => el("li", {}, note)))];
   });
-  const apart = found.filter(([, records]) => !records.length).map(([[first]]) =>
-    el("p", { class: "note" }, `${where(first)}: no condition is there for all language pairs, so there is no average. See the table below.`));
   const refused = data.refused.length ? el("details", {}, el("summary", {}, `Not compared: ${many(data.refused.length, "group")} of runs that differ in more than the condition`), data.refused.map((each) => el("p", { class: "refused" }, each))) : "";
-  return [blocks, apart, refused];
+  return [blocks, refused];
 };
 
 parts.languages = () => {
@@ -852,14 +870,28 @@ parts.asked = () => {
 
 // --- The page --------------------------------------------------------------------------------------------------------
 
+/** What was found, in sentences: the untouched model, how many conditions are beyond chance, and the best of them. */
+function findings(group) {
+  const records = summaryOf(group);
+  const bases = records.filter((record) => record.kind === "vanilla"), tested = records.filter(isTested);
+  if (!bases.length || !tested.length) return [];
+  const words = { "could be chance": "which could be chance", "better, beyond chance": "better than chance explains", "worse, beyond chance": "worse than chance explains" };
+  const said = (record) => {
+    const cost = timesUntouched(record, group);
+    const takes = known(cost) ? ` It takes ${number(cost, 1)} times the operations${record.training_flops > 0 ? `, and ${large(record.training_flops)} before, to train or to choose it` : ""}.` : "";
+    return `${record.condition}${partial(record, group) ? ` (${share(record, group)}; untouched ${number(record.vanilla)})` : ""} scores ${number(record.score)}: ${signed(record.difference)}${known(record.low) ? ` (95 %: ${between(record.low, record.high)})` : ""}, ${words[verdict(record)[2]] || verdict(record)[2]}.${takes}`;
+  };
+  const [base] = bases;
+  const head = `On ${base.task}${base.split === "all" ? "" : ` (${base.split} half)`}, ${over(base)}, ${base.model} scores ${number(base.score)} untouched.`;
+  if (tested.length < 3) return [head, ...tested.map(said)];
+  const outcomes = unique(tested.map((record) => verdict(record)[2])).map((each) => `${count(tested.filter((record) => verdict(record)[2] === each).length)} ${each}`);
+  const gain = (record) => (record.higher_is_better === false ? -1 : 1) * record.difference;
+  const best = tested.reduce((top, record) => (gain(record) > gain(top) ? record : top));
+  return [head, `Of ${many(tested.length, "difference")} ${outcomes.join("; ")}.`, `The best, flattered by being picked: ${said(best)}`];
+}
+
 function lead() {
-  const sentences = groupsOf(data.records).map(pooledOf).filter((records) => records.length).slice(0, 2).flatMap((records) => {
-    const base = records.find((record) => record.kind === "vanilla");
-    const others = records.filter((record) => !ORACLES.includes(record.kind) && known(record.difference)).slice(0, 2);
-    if (!base || !others.length) return [];
-    return [`On ${base.task}${base.split === "all" ? "" : ` (${base.split} half)`}, ${over([base])}, ${base.model} scores ${number(base.score)} untouched.`,
-      ...others.map((record) => `${record.condition} scores ${number(record.score)}: ${signed(record.difference)}${known(record.low) ? ` (95 %: ${between(record.low, record.high)})` : ""}, ${{ "could be chance": "which could be chance", "better, beyond chance": "better than chance explains", "worse, beyond chance": "worse than chance explains" }[verdict(record)[2]] || verdict(record)[2]}.`)];
-  });
+  const sentences = groupsOf(data.records).map(findings).filter((some) => some.length).slice(0, 2).flat();
   const [environment = {}] = data.environments;
   const values = (name) => unique(data.runs.map((run) => run[name]).filter(known));
   const commits = unique(data.environments.map((each) => each.git && each.git.commit.slice(0, 10) + (each.git.changed ? "+" : "")).filter(Boolean));
