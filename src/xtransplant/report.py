@@ -142,7 +142,7 @@ def gather(found: Found, title: str | None = None, seed: int = 0) -> dict[str, A
     """All that the page shows, as JSON values: equal input gives equal output.
 
     Raises:
-        XTransplantError: a run's samples cannot be read.
+        XTransplantError: a run's samples or config cannot be read.
     """
     order = {str(run.folder): number for number, run in enumerate(found.runs)}
     pool = _Pool()
@@ -205,7 +205,7 @@ class _Pool:
         self.texts: list[str] = []
         self.documents: list[dict[str, Any]] = []
         self._numbers: dict[str, int] = {}
-        self._places: dict[str, int] = {}
+        self._places: dict[_Asked, int] = {}
         self._used = 0
         self._allowed = 0
 
@@ -228,11 +228,10 @@ class _Pool:
 
     def document(self, asked: _Asked) -> int:
         """The number of a document; -1 if there is no room for it."""
-        name = json.dumps(asdict(asked), sort_keys=True, ensure_ascii=False)
-        if name not in self._places:
+        if asked not in self._places:
             if self.full:
                 return -1
-            self._places[name] = len(self.documents)
+            self._places[asked] = len(self.documents)
             self.documents.append(
                 {
                     "key": asked.key,
@@ -242,7 +241,7 @@ class _Pool:
                     "gold": self.text(asked.choices[asked.gold] if isinstance(asked.gold, int) else asked.gold),
                 }
             )
-        return self._places[name]
+        return self._places[asked]
 
 
 @dataclass(frozen=True)
@@ -461,13 +460,14 @@ def _numbers(grid: Grid, component: Any, seed: int) -> dict[str, Any]:
         "source": [cell.source for cell in score.cells],
         "target": [cell.target for cell in score.cells],
         "seen": score.seen.tolist(),
-        **{name: _shorts(getattr(score, name)) for name in ("gain", "p", "adjusted", "q")},
-        "mean": _shorts(score.mean),
+        **{name: _rounded(getattr(score, name).tolist()) for name in ("mean", "gain", "p", "adjusted", "q")},
         "logprob": None,
     }
     nats = analysis.effect(grid, component, "logprob", _PERMUTATIONS, seed)
     if nats is not None:
-        numbers["logprob"] = {name: _shorts(getattr(nats, name)) for name in ("mean", "gain", "p", "adjusted", "q")}
+        numbers["logprob"] = {
+            name: _rounded(getattr(nats, name).tolist()) for name in ("mean", "gain", "p", "adjusted", "q")
+        }
     return numbers
 
 
@@ -496,12 +496,7 @@ def _changed(grid: Grid, column: int, rows: Sequence[int], pool: _Pool) -> dict[
 
 def _run(run: Run, environments: list[dict[str, Any]]) -> dict[str, Any]:
     """What was asked of a run, and what it took."""
-    facts = run.manifest
-    try:
-        text = (run.folder / CONFIG).read_text(encoding="utf-8")
-        command = reproduce.command(facts["job"], yaml.safe_load(text))
-    except (OSError, yaml.YAMLError) as error:
-        raise XTransplantError(f"{run.folder / CONFIG} cannot be read: {error}.") from error
+    facts, (text, config) = run.manifest, _config(run)
     environment = facts.get("environment") or {}
     if environment not in environments:
         environments.append(environment)
@@ -513,7 +508,7 @@ def _run(run: Run, environments: list[dict[str, Any]]) -> dict[str, Any]:
         **{"split": facts.get("split"), "condition": facts.get("condition"), "control": facts.get("control")},
         "documents": sum(each["documents"] for each in tasks.values()) or None,
         "trained": facts.get("languages"),
-        "command": command,
+        "command": reproduce.command(facts["job"], config),
         "config": text,
         "environment": environments.index(environment),
         "checks": facts.get("checks"),
@@ -529,6 +524,16 @@ def _run(run: Run, environments: list[dict[str, Any]]) -> dict[str, Any]:
         # Of an earlier version not known: its timings are with loading and checks, which no cost is.
         "cost": facts.get("cost") or dict.fromkeys(("seconds", "tokens", "flops")),
     }
+
+
+def _config(run: Run) -> tuple[str, dict[str, Any]]:
+    """The resolved config, as it is written and read."""
+    path = run.folder / CONFIG
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, yaml.safe_load(text)
+    except (OSError, yaml.YAMLError) as error:
+        raise XTransplantError(f"{path} cannot be read: {error}.") from error
 
 
 def _table(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -582,7 +587,7 @@ def _tasks(runs: Sequence[Run]) -> list[dict[str, Any]]:
         name = run.manifest.get("task_name")
         if name is None or name in found:
             continue
-        config = yaml.safe_load((run.folder / CONFIG).read_text(encoding="utf-8")).get("task") or {}
+        config = _config(run)[1].get("task") or {}
         preset = catalogue.choice_content(name, choices)
         own = name in choices and preset.get("tasks") == config.get("tasks")
         found[name] = {
@@ -603,7 +608,7 @@ def _tokens(evaluated: Sequence[Run], grids: Sequence[tuple[Run, Grid]]) -> list
         args = run.results["config"]["model_args"]
         if place in found or args.get("prompt") == "both":
             continue
-        config = yaml.safe_load((run.folder / CONFIG).read_text(encoding="utf-8"))["model"]
+        config = _config(run)[1]["model"]
         tokenizer = models.tokenizer_file(ModelConfig(path=config["path"], revision=facts["model"].get("revision")))
         if tokenizer is None:
             continue
@@ -623,10 +628,6 @@ def _codes(pair: str) -> list[str]:
 def _short(value: float) -> float | None:
     """To five digits: what is read on a page."""
     return None if not math.isfinite(value) else float(f"{value:.5g}")
-
-
-def _shorts(values: np.ndarray) -> list[float | None]:
-    return [_short(float(value)) for value in values]
 
 
 def _rounded(value: Any) -> Any:
