@@ -346,7 +346,7 @@ def report(config: ReportConfig) -> None:
     Raises:
         XTransplantError: there is no finished run, files of one were changed since, or the file cannot be written.
     """
-    from xtransplant import compare, jobs, selection
+    from xtransplant import jobs, selection
     from xtransplant import report as html
 
     found = html.Found()
@@ -365,15 +365,7 @@ def report(config: ReportConfig) -> None:
         except XTransplantError as error:
             if isinstance(error, record.Damaged) or not (selections or tables_of):
                 raise
-
-    def compared(*runs: list[record.Run]) -> list[dict[str, Any]]:
-        evaluated, grids, trained = runs
-        made = compare.compare(evaluated, grids, trained)
-        notes = [note for group in made.groups for note in group.left_out]
-        found.refused += [note for note in notes if note not in found.refused]
-        return made.records()
-
-    found.compare(compared)
+    found.compare()
     text = html.page(html.gather(found, config.title, config.seed))
     log.info("%s; %.1f MB", found.counted(), len(text.encode()) / 1e6)
     path = Path(config.output).expanduser() if config.output is not None else Path(config.output_dir, "report.html")

@@ -14,7 +14,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from xtransplant import __version__, analysis, catalogue, languages, models, overview, reproduce
+from xtransplant import __version__, analysis, catalogue, compare, languages, models, overview, reproduce
 from xtransplant.config import ModelConfig
 from xtransplant.grid import Grid
 from xtransplant.measures import samples
@@ -52,7 +52,7 @@ class Found:
         grids: runs of `grid`, with their grids.
         selections: each selection.json, by its path.
         strategies: each strategies.json, by its path.
-        records: `compare`'s lines.
+        records, notes: `compare`'s lines, and what it says of a table.
         refused: why some runs could not be compared.
     """
 
@@ -62,6 +62,7 @@ class Found:
     selections: dict[str, list[Selection]] = field(default_factory=dict)
     strategies: dict[str, list[Any]] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[dict[str, str]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
     @property
@@ -88,13 +89,9 @@ class Found:
         }
         return ", ".join(f"{len(each)} of {name}" for name, each in numbers.items() if each)
 
-    def compare(self, compared: Callable[[list[Run], list[Run], list[Run]], list[dict[str, Any]]]) -> None:
-        """Fill `records`, a task family at a time; where one is refused, those of its language pairs that are not; and
-        `refused`.
-
-        Args:
-            compared: the lines of runs of `evaluate`, of `grid` and of `sft`.
-        """
+    def compare(self) -> None:
+        """Fill `records` and `notes`, a task family at a time; where one is refused, those of its language pairs that
+        are not; and `refused`."""
         grids = [run for run, _ in self.grids]
 
         def of(*names: str) -> dict[tuple[Any, ...], tuple[list[Run], list[Run]]]:
@@ -105,20 +102,24 @@ class Found:
                     groups.setdefault(key, ([], []))[place].append(run)
             return groups
 
+        def compared(members: tuple[list[Run], list[Run]]) -> list[compare.Group]:
+            return compare.compare(*members, self.trained).groups
+
         alone = of("task_name", "model_name", "language_pair", "split")
+        groups: list[compare.Group] = []
         for (task,), several in of("task_name").items():
             try:
-                self.records += compared(*several, self.trained)
+                groups += compared(several)
                 continue
             except XTransplantError:
                 pass
-            lines: list[dict[str, Any]] = []
+            single: list[compare.Group] = []
             left: tuple[list[Run], list[Run]] = ([], [])
             for key, members in alone.items():
                 if key[0] != task:
                     continue
                 try:
-                    lines += compared(*members, self.trained)
+                    single += compared(members)
                 except XTransplantError as error:
                     self.refused.append(f"{', '.join(key)}: {error}")
                     continue
@@ -126,16 +127,24 @@ class Found:
                     some.extend(more)
             try:
                 # Together again: p is corrected for all of these language pairs, and they have an average.
-                self.records += compared(*left, self.trained) if lines else []
+                groups += compared(left) if single else []
             except XTransplantError:
-                self.records += lines
+                groups += single
+        self.records = compare.Comparison(groups).records()
+        self.refused += dict.fromkeys(note for group in groups for note in group.left_out)
+        self.notes = [
+            {**{name: getattr(group, name) for name in ("model", "task", "split", "metric")}, "text": note}
+            for group in groups
+            for note in group.notes
+            if note not in group.left_out
+        ]
 
 
 def gather(found: Found, title: str | None = None, seed: int = 0) -> dict[str, Any]:
     """All that the page shows, as JSON values: equal input gives equal output.
 
     Raises:
-        XTransplantError: a run's samples cannot be read.
+        XTransplantError: a run's samples or config cannot be read.
     """
     order = {str(run.folder): number for number, run in enumerate(found.runs)}
     pool = _Pool()
@@ -162,6 +171,7 @@ def gather(found: Found, title: str | None = None, seed: int = 0) -> dict[str, A
         "runs": runs,
         "environments": environments,
         "records": [_rounded(each) for each in found.records],
+        "notes": found.notes,
         "refused": found.refused,
         "sets": [{key: value for key, value in each.items() if not key.startswith("_")} for each in sets],
         "maps": maps,
@@ -197,7 +207,7 @@ class _Pool:
         self.texts: list[str] = []
         self.documents: list[dict[str, Any]] = []
         self._numbers: dict[str, int] = {}
-        self._places: dict[str, int] = {}
+        self._places: dict[_Asked, int] = {}
         self._used = 0
         self._allowed = 0
 
@@ -220,11 +230,10 @@ class _Pool:
 
     def document(self, asked: _Asked) -> int:
         """The number of a document; -1 if there is no room for it."""
-        name = json.dumps(asdict(asked), sort_keys=True, ensure_ascii=False)
-        if name not in self._places:
+        if asked not in self._places:
             if self.full:
                 return -1
-            self._places[name] = len(self.documents)
+            self._places[asked] = len(self.documents)
             self.documents.append(
                 {
                     "key": asked.key,
@@ -234,7 +243,7 @@ class _Pool:
                     "gold": self.text(asked.choices[asked.gold] if isinstance(asked.gold, int) else asked.gold),
                 }
             )
-        return self._places[name]
+        return self._places[asked]
 
 
 @dataclass(frozen=True)
@@ -453,13 +462,14 @@ def _numbers(grid: Grid, component: Any, seed: int) -> dict[str, Any]:
         "source": [cell.source for cell in score.cells],
         "target": [cell.target for cell in score.cells],
         "seen": score.seen.tolist(),
-        **{name: _shorts(getattr(score, name)) for name in ("gain", "p", "adjusted", "q")},
-        "mean": _shorts(score.mean),
+        **{name: _rounded(getattr(score, name).tolist()) for name in ("mean", "gain", "p", "adjusted", "q")},
         "logprob": None,
     }
     nats = analysis.effect(grid, component, "logprob", _PERMUTATIONS, seed)
     if nats is not None:
-        numbers["logprob"] = {name: _shorts(getattr(nats, name)) for name in ("mean", "gain", "p", "adjusted", "q")}
+        numbers["logprob"] = {
+            name: _rounded(getattr(nats, name).tolist()) for name in ("mean", "gain", "p", "adjusted", "q")
+        }
     return numbers
 
 
@@ -488,12 +498,7 @@ def _changed(grid: Grid, column: int, rows: Sequence[int], pool: _Pool) -> dict[
 
 def _run(run: Run, environments: list[dict[str, Any]]) -> dict[str, Any]:
     """What was asked of a run, and what it took."""
-    facts = run.manifest
-    try:
-        text = (run.folder / CONFIG).read_text(encoding="utf-8")
-        command = reproduce.command(facts["job"], yaml.safe_load(text))
-    except (OSError, yaml.YAMLError) as error:
-        raise XTransplantError(f"{run.folder / CONFIG} cannot be read: {error}.") from error
+    facts, (text, config) = run.manifest, _config(run)
     environment = facts.get("environment") or {}
     if environment not in environments:
         environments.append(environment)
@@ -505,7 +510,7 @@ def _run(run: Run, environments: list[dict[str, Any]]) -> dict[str, Any]:
         **{"split": facts.get("split"), "condition": facts.get("condition"), "control": facts.get("control")},
         "documents": sum(each["documents"] for each in tasks.values()) or None,
         "trained": facts.get("languages"),
-        "command": command,
+        "command": reproduce.command(facts["job"], config),
         "config": text,
         "environment": environments.index(environment),
         "checks": facts.get("checks"),
@@ -521,6 +526,16 @@ def _run(run: Run, environments: list[dict[str, Any]]) -> dict[str, Any]:
         # Of an earlier version not known: its timings are with loading and checks, which no cost is.
         "cost": facts.get("cost") or dict.fromkeys(("seconds", "tokens", "flops")),
     }
+
+
+def _config(run: Run) -> tuple[str, dict[str, Any]]:
+    """The resolved config, as it is written and read."""
+    path = run.folder / CONFIG
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, yaml.safe_load(text)
+    except (OSError, yaml.YAMLError) as error:
+        raise XTransplantError(f"{path} cannot be read: {error}.") from error
 
 
 def _table(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -574,7 +589,7 @@ def _tasks(runs: Sequence[Run]) -> list[dict[str, Any]]:
         name = run.manifest.get("task_name")
         if name is None or name in found:
             continue
-        config = yaml.safe_load((run.folder / CONFIG).read_text(encoding="utf-8")).get("task") or {}
+        config = _config(run)[1].get("task") or {}
         preset = catalogue.choice_content(name, choices)
         own = name in choices and preset.get("tasks") == config.get("tasks")
         found[name] = {
@@ -595,7 +610,7 @@ def _tokens(evaluated: Sequence[Run], grids: Sequence[tuple[Run, Grid]]) -> list
         args = run.results["config"]["model_args"]
         if place in found or args.get("prompt") == "both":
             continue
-        config = yaml.safe_load((run.folder / CONFIG).read_text(encoding="utf-8"))["model"]
+        config = _config(run)[1]["model"]
         tokenizer = models.tokenizer_file(ModelConfig(path=config["path"], revision=facts["model"].get("revision")))
         if tokenizer is None:
             continue
@@ -615,10 +630,6 @@ def _codes(pair: str) -> list[str]:
 def _short(value: float) -> float | None:
     """To five digits: what is read on a page."""
     return None if not math.isfinite(value) else float(f"{value:.5g}")
-
-
-def _shorts(values: np.ndarray) -> list[float | None]:
-    return [_short(float(value)) for value in values]
 
 
 def _rounded(value: Any) -> Any:

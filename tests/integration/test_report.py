@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import COUNTRIES, documents, write_tasks
 from tests.integration.test_grid import run_evaluate, run_grid
-from xtransplant import cli, compose, models, record, reproduce
+from tests.unit.test_compare import a_run
+from xtransplant import cli, compose, models, record, report, reproduce
 from xtransplant.config import EvaluateConfig, GridConfig, config_hash
 from xtransplant.grid import Grid
 
@@ -373,6 +375,14 @@ class TestInABrowser:
             own = [scores_of[n] for n, cell in enumerate(made.grid.cells) if cell.source == layer]
             assert mean == pytest.approx(np.mean(own), abs=6e-4)
 
+    def test_axes_are_round_numbers_told_apart(self, page: Page) -> None:
+        """Those of a learning rate too."""
+        for plot in page.locator("main svg.plot[role='img']").all():
+            values = plot.locator("text[text-anchor='end']").all_text_contents()
+            assert len(values) > 1 and len(set(values)) == len(values), values
+        rates = page.get_by_role("img", name="Learning rate").locator("text[text-anchor='end']").all_text_contents()
+        assert all(re.fullmatch(r"\d(\.\d+)? × 10⁻⁴", each) for each in rates), rates
+
     @pytest.mark.parametrize("width", [360, 1000, 1250])
     def test_it_fits_a_telephone_and_any_window(self, page: Page, width: int) -> None:
         page.set_viewport_size({"width": width, "height": 740})
@@ -382,6 +392,71 @@ class TestInABrowser:
         page.emulate_media(media="print", color_scheme="dark")
         assert float(page.evaluate(f"{SCRIPTS} luminanceOf('body')")) > 0.9
         assert not page.locator("nav").is_visible()
+
+    def test_conditions_that_only_some_language_pairs_have(self, browser: Browser, made: Made, tmp_path: Path) -> None:
+        """They are in the headline, with what they stand on; and so is an oracle of fewer documents."""
+        found = report.Found()
+        for pair in ("en-ar", "en-sw"):
+            found.evaluated += [
+                a_run(tmp_path, "vanilla", pair, red=[0] * 6 + [1] * 4),
+                a_run(tmp_path, "b", pair, red=[1] * 10),
+            ]
+        found.evaluated.append(a_run(tmp_path, "c", "en-ar", red=[1] * 2 + [0] * 4 + [1] * 4))
+        found.compare()
+        oracle = {"kind": "upper_bound", "condition": "bound", "documents": 4, "score": 1.0, "vanilla": 0.25}
+        [few] = [line for line in found.records if line["condition"] == "c"]
+        found.records.append(few | oracle | {"difference": 0.75, "note": "the best of 9 cells"})
+        known = the_data(made.report)["languages"]
+        with opened(browser, tmp_path, records=found.records, languages=known) as page:
+            table = page.locator("#comparison table")
+            rows = {row[0].split()[0]: " ".join(" ".join(row).split()) for row in rows_of(table)}
+            assert list(rows) == ["vanilla", "b", "c", "bound"]
+            assert "2 of 2 pairs 20 documents" in rows["b"] and "1.000 from 0.400" in rows["b"]
+            assert "1 of 2 pairs: English into Arabic 10 documents" in rows["c"] and "0.600 from 0.400" in rows["c"]
+            assert "4 documents" in rows["bound"] and "1.000 from 0.250" in rows["bound"]
+            assert page.locator("#comparison li").all_inner_texts() == ["bound: the best of 9 cells"]
+            lead = page.locator("#lead").inner_text()
+            assert "b scores 1.000: +0.600" in lead and "better than chance explains" in lead
+            assert "c (1 of 2 pairs: English into Arabic; untouched 0.400) scores 0.600" in lead
+            bound = page.locator("#languages tbody tr", has_text="bound").locator("td").all_inner_texts()
+            assert bound[1:3] == ["4", "1.000\nfrom 0.250"]
+
+    def test_a_map_of_some_pairs_has_no_empty_rows(self, browser: Browser, made: Made, tmp_path: Path) -> None:
+        """And a pair that was looked at on few documents, which a budget does, is told apart."""
+        data = the_data(made.report)
+        [whole] = [each for each in data["maps"] if each["task"] == "colour"]
+        part = whole["components"]["ffn"]
+        kept = [n for n, cell in enumerate(made.grid.cells) if cell.source == 3]
+        for lists in (part, part["logprob"]):
+            lists |= {
+                name: [each[n] for n in kept]
+                for name, each in lists.items()
+                if isinstance(each, list) and len(each) == 16
+            }
+        part["seen"][1] = 2
+        part["gain"][1] = -1.0
+        with opened(browser, tmp_path, **data | {"maps": [whole]}) as page:
+            drawn_map = page.locator("#maps table.map")
+            assert drawn_map.locator("tbody tr").count() == 1 and drawn_map.locator("[data-cell]").count() == 4
+            few = drawn_map.locator("[data-cell]").nth(1)
+            assert "few" in (few.get_attribute("class") or "")
+            assert "on 2 documents only" in (few.get_attribute("aria-label") or "")
+            few.hover()
+            read = page.locator("#maps .readout").inner_text().split("\n")
+            mean = float(read[read.index("acc") + 1].replace("−", "-"))
+            assert float(read[read.index("untouched there") + 1]) == pytest.approx(mean + 1, abs=2e-3)
+            assert "fewer documents" in page.locator("#maps .key").inner_text()
+
+
+@contextmanager
+def opened(browser: Browser, place: Path, **data: Any) -> Iterator[Page]:
+    """The page of such data."""
+    path = place / "report.html"
+    path.write_text(report.page(report.gather(report.Found()) | data), encoding="utf-8")
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.goto(path.as_uri())
+    yield page
+    page.close()
 
 
 def drawn(part: Locator) -> bool:

@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "reproduce": {"config", "checks", "catalogue"},
     "report": {
         *("types", "config", "catalogue", "models", "grid", "analysis", "selection", "record", "measures", "overview"),
-        *("languages", "reproduce"),
+        *("compare", "languages", "reproduce"),
     },
     "tracking": {"config"},
     "tracking_worker": {"types", "record", "measures", "overview", "grid", "analysis", "charts"},
@@ -63,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     "grid_jobs": {
         *("types", "config", "checks", "loading", "logs", "pairing", "record", "tables", "jobs", "lm", "sweep"),
         *("sweep_lm", "grid", "grading", "selection", "strategies", "comparison", "analysis", "charts"),
-        *("compare", "report"),
+        "report",
     },
     "jobs": {
         "types",

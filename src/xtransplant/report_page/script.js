@@ -47,7 +47,7 @@ function large(value) {
   const power = Math.floor(Math.log10(value));
   return value < 1e6 ? Math.round(value).toLocaleString("en") : `${(value / 10 ** power).toFixed(1)} \u00d7 10${superscript(power)}`;
 }
-const superscript = (power) => [...String(power)].map((digit) => "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"[digit]).join("");
+const superscript = (power) => [...String(power)].map((digit) => "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"[digit] ?? "\u207b").join("");
 function duration(seconds) {
   if (!known(seconds)) return "\u2013";
   if (seconds < 90) return `${seconds.toFixed(1)} s`;
@@ -63,8 +63,8 @@ const improves = (record) => (record.higher_is_better === false ? -1 : 1) * reco
 
 /** What a result comes to: [class, mark, words]. The mark and the words say what the colour says. */
 function verdict(record) {
-  if (record.kind === "upper_bound") return ["chance", "\u25cb", record.could_be_chance === false ? "an oracle, beyond its control" : "an oracle, could be chance"];
-  if (record.kind === "chance") return ["chance", "\u25cb", "what the oracle reaches by chance"];
+  if (record.kind === "upper_bound") return ["chance", "\u25cb", record.could_be_chance === false ? "oracle, beyond its control" : "oracle, could be chance"];
+  if (record.kind === "chance") return ["chance", "\u25cb", "the oracle\u2019s control"];
   if (!known(record.difference)) return ["chance", "", record.against ? "not compared" : "the baseline"];
   if (record.could_be_chance === true) return ["chance", "\u2248", "could be chance"];
   if (record.could_be_chance === false) {
@@ -76,13 +76,27 @@ function verdictShown(record) {
   const [name, mark, words] = verdict(record);
   return el("span", { class: `verdict ${name}` }, mark && el("span", { "aria-hidden": "true" }, `${mark} `), words);
 }
-const kindShown = (record) => el("span", { class: "kind" }, KINDS[record.kind] || record.kind);
+/** The same with p, and how many documents speak for and against it. */
+const groundsShown = (record) => [verdictShown(record), [
+  known(record.p_holm ?? record.p) && `p ${chance(record.p_holm ?? record.p)}`,
+  known(record.wins) && `${count(record.wins)} better, ${count(record.losses)} worse`,
+].filter(Boolean).map((each) => el("span", { class: "sub" }, each))];
+const chip = (words) => [" ", el("span", { class: "kind" }, words)];
+const kindShown = (record) => chip(KINDS[record.kind] || record.kind);
 const differenceShown = (record) =>
   known(record.difference)
     ? el("span", {}, signed(record.difference), known(record.low) && el("span", { class: "sub" }, between(record.low, record.high)))
     : "\u2013";
 
 // --- Tables that sort ------------------------------------------------------------------------------------------------
+
+// What is too wide scrolls in a box of its own, which the keyboard reaches where it does scroll.
+const widths = new ResizeObserver((entries) => entries.forEach(({ target }) => { target.tabIndex = target.scrollWidth > target.clientWidth ? 0 : -1; }));
+function scroller(label, ...children) {
+  const node = el("div", { class: "scroll", role: "region", "aria-label": label }, ...children);
+  widths.observe(node);
+  return node;
+}
 
 /** A table of `rows`; columns: {head, value(row), show(row), num, rowHead, fixed}. A click on a heading sorts. */
 function table({ caption, columns, rows, sorted = null, descending = false, limit = ROWS }) {
@@ -127,8 +141,8 @@ function table({ caption, columns, rows, sorted = null, descending = false, limi
     more.textContent = `Show ${many(left, "more row")}`;
   }
   draw();
-  const node = el("div", { class: "scroll", role: "region", "aria-label": caption, tabindex: "0" },
-    el("table", { class: "data" }, el("caption", {}, caption), el("thead", {}, el("tr", {}, heads)), body), more);
+  const node = scroller(caption,
+    el("table", { class: "data" }, el("caption", {}, el("span", {}, caption)), el("thead", {}, el("tr", {}, heads)), body), more);
   return { node, show(some) { shown = some; all = false; draw(); } };
 }
 
@@ -190,16 +204,22 @@ const intervalColumn = (limit) => ({
 });
 const widest = (records) => Math.max(1e-9, ...records.filter((each) => known(each.low)).flatMap((each) => [Math.abs(each.low), Math.abs(each.high)]));
 
+/** Round numbers on an axis and how they are written: as many digits as their distance needs, tiny ones by a power of 10. */
 function ticks(low, high, wanted = 5) {
   const raw = (high - low) / wanted || 1;
   const step = [1, 2, 2.5, 5, 10].map((each) => each * 10 ** Math.floor(Math.log10(raw))).find((each) => each >= raw * 0.999);
-  const found = [];
-  for (let value = Math.ceil(low / step - 1e-9) * step; value <= high + step * 1e-9; value += step) found.push(Math.abs(value) < step * 1e-9 ? 0 : value);
-  return found;
+  const values = [];
+  for (let value = Math.ceil(low / step - 1e-9) * step; value <= high + step * 1e-9; value += step) values.push(Math.abs(value) < step * 1e-9 ? 0 : value);
+  const power = Math.floor(Math.log10(Math.max(Math.abs(low), Math.abs(high)) || 1));
+  const unit = power < -2 ? 10 ** power : 1;
+  const isWhole = (value) => Math.abs(value - Math.round(value)) < 1e-6;
+  const digits = [0, 1, 2, 3].find((each) => isWhole((step / unit) * 10 ** each)) ?? 4;
+  const write = (value) => (unit === 1 ? number(value, digits) : value ? `${number(value / unit, digits)} \u00d7 10${superscript(power)}` : "0");
+  return { values, write };
 }
 /** Axes for numbers x and y; returns the picture, the scales, and where to draw. */
-function axes({ xs, ys, xLabel, yLabel, title, xTicks = null, digits = 2 }) {
-  const [width, height, left, right, top, bottom] = [520, 270, 52, 12, 10, 40];
+function axes({ xs, ys, xLabel, yLabel, title, xTicks = null }) {
+  const [width, height, left, right, top, bottom] = [520, 270, 74, 12, 10, 40];
   const span = (values) => {
     const [low, high] = [Math.min(...values), Math.max(...values)];
     const room = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
@@ -209,12 +229,13 @@ function axes({ xs, ys, xLabel, yLabel, title, xTicks = null, digits = 2 }) {
   const x = (value) => left + ((value - x0) / (x1 - x0)) * (width - left - right);
   const y = (value) => height - bottom - ((value - y0) / (y1 - y0)) * (height - top - bottom);
   const picture = svg("svg", { class: "plot", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
-  for (const value of ticks(y0, y1)) {
+  const levels = ticks(y0, y1), places = xTicks ? { values: xTicks, write: String } : ticks(x0, x1, 8);
+  for (const value of levels.values) {
     picture.append(svg("line", { class: "axis", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
-      svg("text", { x: left - 7, y: y(value) + 4, "text-anchor": "end" }, number(value, digits)));
+      svg("text", { x: left - 7, y: y(value) + 4, "text-anchor": "end" }, levels.write(value)));
   }
-  for (const value of xTicks || ticks(x0, x1, 8)) {
-    picture.append(svg("text", { x: x(value), y: height - bottom + 17, "text-anchor": "middle" }, String(Number(value.toFixed(4)))));
+  for (const value of places.values) {
+    picture.append(svg("text", { x: x(value), y: height - bottom + 17, "text-anchor": "middle" }, places.write(value)));
   }
   picture.append(svg("text", { class: "label", x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, xLabel),
     svg("text", { class: "label", transform: `translate(12 ${(height - bottom + top) / 2}) rotate(-90)`, "text-anchor": "middle" }, yLabel));
@@ -234,8 +255,8 @@ function lines({ xs, series, base, xLabel, yLabel, title, digits = 3 }) {
   const drawn = series.filter((each) => each.values.some(known));
   const ys = drawn.flatMap((each) => [each.values, each.low || [], each.high || []].flat()).concat(base ? [base.value] : []).filter(known);
   if (!ys.length) return "";
-  const whole = xs.every(Number.isInteger) && xs.length <= 20;
-  const plot = axes({ xs, ys, xLabel, yLabel, title, xTicks: whole ? xs.filter((_, place) => xs.length < 11 || place % 2 === 0) : null });
+  const every = Math.ceil(xs.length / 12);
+  const plot = axes({ xs, ys, xLabel, yLabel, title, xTicks: xs.length <= 40 ? xs.filter((_, place) => place % every === 0) : null });
   const at = (values) => xs.map((x, place) => [plot.x(x), known(values[place]) ? plot.y(values[place]) : null]);
   if (base) plot.picture.append(svg("line", { class: "base", x1: plot.left, x2: plot.right, y1: plot.y(base.value), y2: plot.y(base.value) }));
   drawn.forEach((each) => {
@@ -319,59 +340,95 @@ const changeOf = (before, after, binary, sign) => {
 // --- The parts -------------------------------------------------------------------------------------------------------
 
 const parts = {};
-const groupsOf = (records) => {
-  const groups = new Map();
-  for (const record of records) {
+/** What may be compared, by table; what has an oracle only comes last. */
+const groups = (() => {
+  const found = new Map();
+  for (const record of data.records) {
     const key = JSON.stringify([record.model, record.task, record.split, record.metric]);
-    if (!groups.has(key)) groups.set(key, []);
-    groups.get(key).push(record);
+    if (!found.has(key)) found.set(key, []);
+    found.get(key).push(record);
   }
-  return [...groups.values()];
-};
-/** Of a group the lines over all language pairs; of a single pair its own. */
-function pooledOf(group) {
-  for (const kind of ["micro", "macro"]) {
-    const found = group.filter((record) => record.pooled === kind);
-    if (found.length) return found;
-  }
-  const pairs = unique(group.map((record) => record.pair));
-  return pairs.length === 1 ? group : [];
+  return [...found.values()].sort((one, other) => Number(other.some(isTested)) - Number(one.some(isTested)));
+})();
+/** Of each condition its line over all language pairs that have it; where there is no average, the lines of its pairs. */
+function summaryOf(group) {
+  const order = Object.keys(KINDS);
+  return unique(group.map((record) => record.condition)).flatMap((condition) => {
+    const own = group.filter((record) => record.condition === condition);
+    return ["micro", "macro", null].map((pooled) => own.filter((record) => record.pooled === pooled)).find((some) => some.length);
+  }).sort((one, other) => order.indexOf(one.kind) - order.indexOf(other.kind));
 }
+const pairsOf = (group) => unique(group.map((record) => record.pair).filter(known));
 const where = (record) => `${record.model} on ${record.task}, ${record.split === "all" ? "all documents" : `${record.split} half`}`;
-const over = (records) => {
-  const [first] = records;
-  const size = many(first.documents, "document");
-  return first.pair ? `${pairName(first.pair)}, ${size}` : `${many(first.pairs, "language pair")}, ${size}${first.pooled === "macro" ? ", mean over pairs" : ""}`;
-};
+const over = (record) => `${record.pair ? pairName(record.pair) : many(record.pairs, "language pair")}, ${many(record.documents, "document")}${record.pooled === "macro" ? ", mean over pairs" : ""}`;
+/** Which of a group's language pairs a line is of. */
+const share = (record, group) => `${record.pairs} of ${many(pairsOf(group).length, "pair")}${record.pair ? `: ${pairName(record.pair)}` : ""}${record.pooled === "macro" ? ", mean over pairs" : ""}`;
+const partial = (record, group) => record.pairs < pairsOf(group).length;
+/** Do rows stand on unlike numbers of documents? Then these are shown. */
+const unlike = (rows) => unique(rows.map((row) => row.documents).filter(known)).length > 1;
+const documentsColumn = { head: "Documents", num: true, value: (row) => row.documents, show: (row) => count(row.documents) };
+/** A score; with what the untouched model reaches on its documents, where that differs from row to row. */
+const scoreColumn = (head, uneven) => ({
+  head, num: true, value: (row) => row.score,
+  show: (row) => [number(row.score), uneven && known(row.difference) && el("span", { class: "sub" }, `from ${number(row.vanilla)}`)],
+});
+const detectableColumn = { head: "Detectable", num: true, value: (row) => row.minimum_detectable, show: (row) => number(row.minimum_detectable) };
+
+/** Operations for a document as a multiple of the untouched model's on the same language pairs; null: not known. */
+function timesUntouched(record, group) {
+  const pairs = record.pair ? [record.pair] : pairsOf(group.filter((each) => each.condition === record.condition));
+  const bases = group.filter((each) => each.kind === "vanilla" && pairs.includes(each.pair));
+  const sum = (name) => bases.reduce((total, each) => (known(total) && known(each[name]) ? total + each[name] : null), 0);
+  const base = bases.length === pairs.length && sum("flops");
+  return base && known(record.flops) ? record.flops / record.documents / (base / sum("documents")) : null;
+}
+const times = (value) => (known(value) ? `${number(value, value < 10 ? 1 : 0)} \u00d7` : "\u2013");
+
+// A run with an adapter calls itself by what was done beside: the comparison knows it as fine-tuned.
+const compared = new Map(data.records.filter((record) => record.folder && record.pair && !ORACLES.includes(record.kind)).map((record) => [record.folder, record.condition]));
+const conditionOf = (run) => compared.get(run.folder) ?? `${run.condition}${run.weights.adapter ? ", with an adapter" : ""}`;
 
 parts.comparison = () => {
-  const found = groupsOf(data.records).map((group) => [group, pooledOf(group)]);
-  // What is compared comes first; then what has an oracle only.
-  found.sort(([, one], [, other]) => Number(other.some(isTested)) - Number(one.some(isTested)));
-  const blocks = found.filter(([, records]) => records.length).map(([, records]) => {
+  const blocks = groups.filter((group) => group.some(isTested)).map((group) => {
+    const records = summaryOf(group);
     const limit = widest(records);
     const lower = records[0].higher_is_better === false ? ", lower is better" : "";
+    const uneven = unique(records.map((row) => JSON.stringify([row.pair, row.pairs, row.pooled, row.documents]))).length > 1;
     const columns = [
-      { head: "Condition", rowHead: true, value: (row) => row.condition, show: (row) => [row.condition, kindShown(row)] },
-      { head: records[0].metric, num: true, value: (row) => row.score, show: (row) => number(row.score) },
+      { head: "Condition", rowHead: true, value: (row) => row.condition, show: (row) => [row.condition, kindShown(row), uneven && [share(row, group), many(row.documents, "document")].map((each) => el("span", { class: "sub" }, each))] },
+      scoreColumn(records[0].metric, uneven),
       { head: "Difference, 95 %", num: true, value: (row) => row.difference, show: differenceShown },
       records.some((row) => known(row.low)) && intervalColumn(limit),
-      { head: "In words", value: (row) => verdict(row)[2], show: verdictShown },
-      { head: "Better / worse", num: true, value: (row) => row.wins, show: (row) => (known(row.wins) ? `${row.wins} / ${row.losses}` : "\u2013") },
-      { head: "Detectable", num: true, value: (row) => row.minimum_detectable, show: (row) => number(row.minimum_detectable) },
+      { head: "In words", value: (row) => verdict(row)[2], show: groundsShown },
+      records.some((row) => known(row.minimum_detectable)) && detectableColumn,
+      records.some((row) => known(timesUntouched(row, group))) && { head: "Operations", num: true, value: (row) => timesUntouched(row, group), show: (row) => [times(timesUntouched(row, group)), row.training_flops > 0 && el("span", { class: "sub" }, `${large(row.training_flops)} before`)] },
     ].filter(Boolean);
-    const caption = `${where(records[0])}: ${records[0].metric}${lower} (${over(records)})`;
-    const notes = unique(records.map((record) => record.note).filter(Boolean));
-    return [table({ caption, columns, rows: records }).node, notes.map((note) => el("p", { class: "note" }, note))];
+    const caption = `${where(records[0])}: ${records[0].metric}${lower} (${uneven ? many(pairsOf(group).length, "language pair") : over(records[0])})`;
+    const about = unique(records.map((record) => record.note).filter(Boolean))
+      .map((note) => `${unique(records.filter((record) => record.note === note).map((record) => record.condition)).join("; ")}: ${note}`);
+    const notes = [...about, ...data.notes.filter((each) => ["model", "task", "split", "metric"].every((name) => each[name] === records[0][name])).map((each) => each.text)];
+    return [table({ caption, columns, rows: records }).node, notes.length > 0 && el("ul", { class: "note" }, notes.map((note) => el("li", {}, note)))];
   });
-  const apart = found.filter(([, records]) => !records.length).map(([[first]]) =>
-    el("p", { class: "note" }, `${where(first)}: no condition is there for all language pairs, so there is no average. See the table below.`));
+  // Oracles alone, and models that nothing was done to: one table of all.
+  const rest = groups.filter((group) => !group.some(isTested)).map(summaryOf).flatMap((records) => {
+    const others = records.filter((record) => record.kind !== "vanilla");
+    return others.length ? others : records;
+  });
+  const untested = rest.length > 0 && table({ caption: "What the untouched model and oracles over grids reach, where no condition was tested", rows: rest, columns: [
+    { head: "Model and documents", rowHead: true, value: where, show: (row) => [where(row), el("span", { class: "sub" }, over(row))] },
+    { head: "Condition", value: (row) => row.condition, show: (row) => [row.condition, kindShown(row)] },
+    { head: "Untouched", num: true, value: (row) => row.vanilla, show: (row) => [number(row.vanilla), el("span", { class: "sub" }, row.metric)] },
+    { head: "Score", num: true, value: (row) => row.score, show: (row) => number(row.score) },
+    { head: "Difference", num: true, value: (row) => row.difference, show: differenceShown },
+    { head: "In words", value: (row) => verdict(row)[2], show: groundsShown },
+    rest.some((row) => row.note) && { head: "Known of it", value: (row) => row.note || null },
+  ].filter(Boolean) }).node;
   const refused = data.refused.length ? el("details", {}, el("summary", {}, `Not compared: ${many(data.refused.length, "group")} of runs that differ in more than the condition`), data.refused.map((each) => el("p", { class: "refused" }, each))) : "";
-  return [blocks, apart, refused];
+  return [blocks, untested, refused];
 };
 
 parts.languages = () => {
-  const rows = data.records.filter((record) => record.pair);
+  const rows = groups.flat().filter((record) => record.pair);
   if (!rows.length) return [];
   const state = { words: "", kind: "", model: "", task: "", said: "" };
   const limit = widest(rows);
@@ -379,17 +436,14 @@ parts.languages = () => {
   const several = (name) => unique(rows.map((row) => row[name])).length > 1;
   const place = (row) => `${row.task}, ${row.split}`;
   const columns = [
-    { head: "Pair", rowHead: true, value: (row) => row.pair, show: (row) => [row.pair, el("span", { class: "sub" }, pairName(row.pair))] },
-    several("model") && { head: "Model", value: (row) => row.model },
-    (several("task") || several("split")) && { head: "Task", value: place },
+    { head: "Pair", rowHead: true, value: (row) => row.pair, show: (row) => [row.pair, [pairName(row.pair), several("model") && row.model, (several("task") || several("split")) && place(row)].filter(Boolean).map((each) => el("span", { class: "sub" }, each))] },
     { head: "Condition", value: (row) => row.condition, show: (row) => [row.condition, kindShown(row)] },
-    { head: "Documents", num: true, value: (row) => row.documents, show: (row) => count(row.documents) },
-    { head: "Score", num: true, value: (row) => row.score, show: (row) => number(row.score) },
+    documentsColumn,
+    scoreColumn("Score", rows.some((row) => rows.some((other) => other.pair === row.pair && place(other) === place(row) && other.documents !== row.documents))),
     { head: "Difference, 95 %", num: true, value: (row) => row.difference, show: differenceShown },
     rows.some((row) => known(row.low)) && intervalColumn(limit),
-    { head: "p (Holm)", num: true, value: (row) => row.p_holm ?? row.p, show: (row) => chance(row.p_holm ?? row.p) },
-    { head: "Detectable", num: true, value: (row) => row.minimum_detectable, show: (row) => number(row.minimum_detectable) },
-    { head: "In words", value: (row) => verdict(row)[2], show: verdictShown },
+    { head: "In words, p (Holm)", value: (row) => row.p_holm ?? row.p, show: groundsShown },
+    detectableColumn,
   ].filter(Boolean);
   const made = table({ caption: "Language pairs", columns, rows });
   const shown = el("p", { class: "count", role: "status" }, `${many(rows.length, "row")}`);
@@ -414,11 +468,18 @@ parts.languages = () => {
   return [bar, made.node];
 };
 
+const titleOf = (map) => `${map.model}, ${map.task}, ${pairName(map.pair)}, ${map.split === "all" ? "all documents" : `${map.split} half`}${map.control ? `, control ${map.control}` : ""}`;
 const MAP_FACETS = [["model", "Model"], ["task", "Task"], ["pair", "Language pair", pairName], ["split", "Half"], ["control", "Vectors", (value) => (value === "null" ? "of the parallel prompt" : `control: ${value}`)], ["name", "Settings"]];
-/** Grids that differ in nothing else are told apart by their folders. */
+const COMPONENTS = { ffn: "feed-forward", attn: "attention", attn_as_released: "attention, as released" };
+/** Maps with what was computed, in words; those that are alike in that too are told apart by their hashes. */
 function namedMaps() {
-  const same = (map) => data.maps.filter((other) => ["model", "task", "pair", "split", "control"].every((name) => other[name] === map[name]));
-  return data.maps.map((map) => ({ ...map, name: same(map).length > 1 ? data.runs[map.run].folder.split("/").at(-1) : "" }));
+  const name = (map) => [
+    Object.entries(map.components).map(([component, part]) => `${COMPONENTS[component] || component} in ${part.source.length === map.layers ** 2 ? "all" : count(part.source.length)} pairs of layers`).join(", "),
+    many(map.count, "document"),
+  ].join(", ");
+  const place = (map) => JSON.stringify([...["model", "task", "pair", "split", "control"].map((each) => map[each]), name(map)]);
+  const places = data.maps.map(place);
+  return data.maps.map((map) => ({ ...map, name: places.filter((each) => each === place(map)).length > 1 ? `${name(map)}, ${data.runs[map.run].hash}` : name(map) }));
 }
 
 parts.maps = () => {
@@ -433,7 +494,7 @@ parts.maps = () => {
     const redraw = () => draw(map);
     detail.replaceChildren();
     more.replaceChildren(
-      choose("Component", names.map((name) => [name, { ffn: "feed-forward", attn: "attention", attn_as_released: "attention, as released" }[name] || name]), (value) => { component = value; redraw(); }, component),
+      choose("Component", names.map((name) => [name, COMPONENTS[name] || name]), (value) => { component = value; redraw(); }, component),
       choose("Shown", [["score", `gain in ${map.metric}`], ...(map.components[component].logprob ? [["logprob", "gain in the right choice\u2019s log-probability"]] : [])], (value) => { quantity = value; redraw(); }, quantity));
     place.replaceChildren(heatmap(map, component, quantity, detail), detail);
   }
@@ -447,12 +508,14 @@ function heatmap(map, component, quantity, detail) {
   const numbers = quantity === "logprob" ? part.logprob : part;
   const unit = quantity === "logprob" ? 1 : Math.max(...map.levels.map(Math.abs)) <= 1 ? 100 : 1;
   const of = new Map(part.source.map((source, cell) => [`${source}>${part.target[cell]}`, cell]));
-  const gains = numbers.gain.filter(known);
+  // With a budget some pairs were looked at on a few documents only: they do not set the scale.
+  const whole = (cell) => part.seen[cell] === map.count;
+  const gains = numbers.gain.filter((gain, cell) => known(gain) && (whole(cell) || !part.seen.some((seen) => seen === map.count)));
   const ordered = gains.map(Math.abs).sort((a, b) => a - b);
-  const limit = Math.max(...gains, ordered[Math.floor(0.9 * (ordered.length - 1))] ?? 0) || 1;
-  const complete = (cell) => part.seen[cell] === Math.max(...part.seen) && known(numbers.gain[cell]);
-  const best = gains.length ? part.source.map((_, cell) => cell).filter(complete).reduce((top, cell) => (top === null || numbers.gain[cell] > numbers.gain[top] + 1e-9 ? cell : top), null) : null;
-  const layers = [...Array(map.layers).keys()];
+  const limit = Math.max(...gains, ordered[Math.floor(0.9 * (ordered.length - 1))] ?? 0) || (ordered.at(-1) ?? 1) || 1;
+  const best = gains.length ? part.source.map((_, cell) => cell).filter((cell) => whole(cell) && known(numbers.gain[cell])).reduce((top, cell) => (top === null || numbers.gain[cell] > numbers.gain[top] + 1e-9 ? cell : top), null) : null;
+  // Layers without any pair are left out.
+  const [sources, targets] = [part.source, part.target].map((side) => unique(side).sort((a, b) => a - b));
   const shown = (gain) => (quantity === "logprob" ? signed(gain, 1).replace("0.", ".") : signed(Math.round(gain * unit), 0));
   const sign = map.higher ? 1 : -1;
   const changes = (cell) => {
@@ -471,7 +534,7 @@ function heatmap(map, component, quantity, detail) {
     const [up, down] = changes(cell);
     const rows = [
       ["documents", count(part.seen[cell])],
-      [map.metric, number(part.mean[cell])], ["untouched model", number(map.vanilla.score)], ["gain", signed(part.gain[cell])],
+      [map.metric, number(part.mean[cell])], ["untouched there", number(part.mean[cell] - sign * part.gain[cell])], ["gain", signed(part.gain[cell])],
       [binary ? "wrong \u2192 right" : "better", count(up)], [binary ? "right \u2192 wrong" : "worse", count(down)],
       ["p, this pair alone", chance(part.p[cell])], ["p, all pairs (max-T)", chance(part.adjusted[cell])], ["false discovery rate", chance(part.q[cell])],
       ...(part.logprob ? [["log-probability, nats", signed(part.logprob.gain[cell])], ["its p, all pairs", chance(part.logprob.adjusted[cell])]] : []),
@@ -507,17 +570,17 @@ function heatmap(map, component, quantity, detail) {
     } else return;
     event.preventDefault();
   }
-  const body = [...layers].reverse().map((source) => el("tr", { role: "row" },
+  const body = [...sources].reverse().map((source) => el("tr", { role: "row" },
     el("th", { scope: "row", role: "rowheader" }, String(source)),
-    layers.map((target) => {
+    targets.map((target) => {
       const cell = of.get(`${source}>${target}`);
       if (cell === undefined || !known(numbers.gain[cell])) return el("td", { class: "void", role: "gridcell", "aria-label": `${source} into ${target}: not computed` });
       const gain = numbers.gain[cell];
       const sure = known(numbers.adjusted[cell]) && numbers.adjusted[cell] <= 0.05;
-      const classes = [gain > 0 ? "up" : gain < 0 ? "down" : "none", sure && "sure", cell === best && "best"].filter(Boolean).join(" ");
+      const classes = [gain > 0 ? "up" : gain < 0 ? "down" : "none", sure && "sure", cell === best && gain > 0 && "best", !whole(cell) && "few"].filter(Boolean).join(" ");
       const node = el("td", {
         class: classes, role: "gridcell", tabindex: cell === current ? "0" : "-1", "aria-selected": "false", "data-cell": `${source}>${target}`,
-        "aria-label": `${shown(gain)}: ${source} into ${target}, gain ${signed(gain)}${quantity === "logprob" ? " nats" : ""}${sure ? ", beyond chance" : ""}${cell === best ? ", the best" : ""}`,
+        "aria-label": `${shown(gain)}: ${source} into ${target}, gain ${signed(gain)}${quantity === "logprob" ? " nats" : ""}${sure ? ", beyond chance" : ""}${cell === best && gain > 0 ? ", the best" : ""}${whole(cell) ? "" : `, on ${part.seen[cell]} documents only`}`,
         vars: { "--much": Math.min(1, Math.abs(gain) / limit).toFixed(3) },
         on: { click: () => { move(cell); open(cell); }, keydown: (event) => key(event, cell), focus: () => read(cell), mouseenter: () => read(cell) },
       }, shown(gain));
@@ -526,16 +589,20 @@ function heatmap(map, component, quantity, detail) {
     })));
   read(current);
   const ramp = [-1, -0.6, -0.2, 0.2, 0.6, 1].map((each) => el("i", { class: each > 0 ? "up" : "down", vars: { "--tone": `var(--${each > 0 ? "better" : "worse"})`, "--much": Math.abs(each) } }));
-  const title = `${map.model}, ${map.task}, ${pairName(map.pair)}, ${map.split}${map.control ? `, control ${map.control}` : ""}`;
+  const edge = (value) => signed(value * unit, quantity === "logprob" ? 2 : 0);
+  const sign4 = (name, words) => el("span", {}, el("i", { class: `sign ${name}`, "aria-hidden": "true" }), words);
+  const present = (name) => [...cells.values()].some((node) => node.classList.contains(name));
+  const pairs = part.source.length === map.layers ** 2 ? `all ${count(map.layers ** 2)}` : `${count(part.source.length)} of ${count(map.layers ** 2)}`;
   return el("div", { class: "map-wrap" },
     el("div", {},
-      el("div", { class: "scroll" }, el("table", { class: "map", role: "grid", "aria-label": `${title}: gain of each pair of layers, ${component}` },
-        el("caption", {}, `${title}. ${many(map.count, "document")}, ${many(part.source.length, "pair")} of layers. Numbers: ${quantity === "logprob" ? "nats" : unit === 100 ? "points (hundredths)" : map.metric}.`),
-        el("thead", {}, el("tr", { role: "row" }, el("td", { class: "corner", role: "gridcell", "aria-hidden": "true" }), el("th", { colspan: map.layers, class: "side", scope: "colgroup" }, "written into layer \u2192   (rows: layer that was read \u2191)")),
-          el("tr", { role: "row" }, el("th", { scope: "col" }, hidden("layer read")), layers.map((layer) => el("th", { scope: "col", role: "columnheader" }, String(layer))))),
+      el("div", { class: "scroll" }, el("table", { class: `map${targets.length > 22 ? " dense" : ""}`, role: "grid", "aria-label": `${titleOf(map)}: gain of each pair of layers, ${component}` },
+        el("caption", {}, `${titleOf(map)}. ${many(map.count, "document")}, ${pairs} pairs of layers${sources.length < map.layers || targets.length < map.layers ? "; layers without a pair are not drawn" : ""}. Numbers: ${quantity === "logprob" ? "nats" : unit === 100 ? "points (hundredths)" : map.metric}.`),
+        el("thead", {}, el("tr", { role: "row" }, el("td", { class: "corner", role: "gridcell", "aria-hidden": "true" }), el("th", { colspan: targets.length, class: "side", scope: "colgroup" }, "written into layer \u2192   (rows: layer that was read \u2191)")),
+          el("tr", { role: "row" }, el("th", { scope: "col" }, hidden("layer read")), targets.map((layer) => el("th", { scope: "col", role: "columnheader" }, String(layer))))),
         el("tbody", {}, body))),
-      el("div", { class: "key" }, el("span", {}, `worse ${signed(-limit * unit, quantity === "logprob" ? 2 : 0)}`), el("span", { class: "ramp", "aria-hidden": "true" }, ramp), el("span", {}, `${signed(limit * unit, quantity === "logprob" ? 2 : 0)} better`),
-        el("span", {}, "\u2605 best; framed: differs beyond chance, for all pairs together (max-T, 5 %)"))),
+      el("div", { class: "key" }, el("span", {}, `worse ${edge(-limit)}`), el("span", { class: "ramp", "aria-hidden": "true" }, ramp), el("span", {}, `${edge(limit)} better`),
+        present("best") ? sign4("best", "the best pair") : el("span", {}, "no pair gains"), present("sure") ? sign4("sure", "differs beyond chance, for all pairs together (max-T, 5 %)") : el("span", {}, "none differs beyond chance, for all pairs together (max-T, 5 %)"),
+        present("few") && sign4("few", "looked at on fewer documents (budget)"), cells.size < sources.length * targets.length && sign4("void", "not computed"))),
     readout);
 }
 
@@ -575,16 +642,18 @@ parts.layers = () => {
         const curve = part.curves[side];
         const title = `${component}, by the layer ${side === "source" ? "read" : "written"}`;
         return [
-          lines({ title: `${title}: ${map.metric}`, xs: curve.layer, xLabel: side === "source" ? "layer read" : "layer written", yLabel: map.metric, base, series: [
+          // Of a grid with some pairs only, a single layer makes no curve.
+          ...(curve.mean.filter(known).length < 2 ? [] : [lines({ title: `${title}: ${map.metric}`, xs: curve.layer, xLabel: side === "source" ? "layer read" : "layer written", yLabel: map.metric, base, series: [
             { name: "mean of its pairs, 95 %", values: curve.mean, low: curve.mean_low, high: curve.mean_high },
             { name: "best of its pairs", values: curve.best },
             { name: "any of its pairs (oracle)", values: curve.union },
             { name: "as many guesses", values: curve.chance },
           ] }),
-          lines({ title: `${title}: change of the right choice\u2019s log-probability`, xs: curve.layer, xLabel: side === "source" ? "layer read" : "layer written", yLabel: "nats", base: { name: "untouched model", value: 0 }, series: [{ name: "mean of its pairs", values: curve.logprob }] }),
+          lines({ title: `${title}: change of the right choice\u2019s log-probability`, xs: curve.layer, xLabel: side === "source" ? "layer read" : "layer written", yLabel: "nats", base: { name: "untouched model", value: 0 }, series: [{ name: "mean of its pairs", values: curve.logprob }] })]),
         ];
       });
-      return [el("h3", {}, `${map.model}, ${map.task}, ${pairName(map.pair)}: ${component}`), el("div", { class: "plots" }, figures)];
+      return [el("h3", {}, `${titleOf(map)}, ${many(map.count, "document")}: ${component}`),
+        figures.length ? el("div", { class: "plots" }, figures) : el("p", { class: "note" }, "No side of this grid has two layers with pairs that were looked at on all documents, so there is no curve.")];
     }));
   }
   const chosen = facets(maps, MAP_FACETS, draw);
@@ -598,7 +667,7 @@ parts.selection = () => {
   const found = [];
   if (data.selections.length) {
     found.push(table({ caption: "What was chosen, and on what", rows: data.selections, columns: [
-      { head: "Strategy", rowHead: true, value: (row) => row.strategy, show: (row) => [row.strategy, row.pooled && el("span", { class: "kind" }, "one for all pairs")] },
+      { head: "Strategy", rowHead: true, value: (row) => row.strategy, show: (row) => [row.strategy, row.pooled && chip("one for all pairs")] },
       { head: "Model and task", value: (row) => `${row.model}, ${row.task}` },
       { head: "Language pairs", value: (row) => row.pairs.join(", ") },
       { head: "Pairs of layers", value: (row) => cellsShown(row.cells) },
@@ -610,15 +679,18 @@ parts.selection = () => {
   }
   for (const each of data.strategies) {
     found.push(table({ caption: `${each.model}, ${each.task}, ${pairName(each.pair)}, ${each.split}: every strategy`, rows: each.rows, columns: [
-      { head: "Strategy", rowHead: true, value: (row) => row.name, show: (row) => [row.name, el("span", { class: "kind" }, row.kind)] },
+      { head: "Strategy", rowHead: true, value: (row) => row.name, show: (row) => [row.name, chip(row.kind)] },
+      unlike(each.rows) && documentsColumn,
       { head: each.metric, num: true, value: (row) => row.score, show: (row) => number(row.score) },
       { head: "Gain, 95 %", num: true, value: (row) => row.difference, show: differenceShown },
       { head: "p", num: true, value: (row) => row.p, show: (row) => chance(row.p) },
       { head: "On the sample", num: true, value: (row) => row.sample_score, show: (row) => number(row.sample_score) },
       { head: "Gap closed", num: true, value: (row) => row.gap_closed, show: (row) => (known(row.gap_closed) ? [`${Math.round(row.gap_closed * 100)} %`, el("span", { class: "meter", "aria-hidden": "true" }, el("i", { vars: { "--share": Math.max(0, Math.min(1, row.gap_closed)) } })), known(row.gap_low) && el("span", { class: "sub" }, `${Math.round(row.gap_low * 100)} to ${Math.round(row.gap_high * 100)} %`)] : "\u2013") },
       { head: "As many guesses", num: true, value: (row) => row.chance, show: (row) => number(row.chance) },
-      { head: "Pairs of layers", value: (row) => (row.reason ? row.reason : row.cells ? cellsShown(row.cells) : known(row.number) ? many(row.number, "pair") : null) },
-    ] }).node);
+      { head: "Pairs of layers", value: (row) => (row.reason ? row.reason : row.cells ? cellsShown(row.cells) : known(row.number) ? many(row.number, "pair") : null),
+        show: (row) => [row.reason ? row.reason : row.cells ? cellsShown(row.cells) : known(row.number) ? many(row.number, "pair") : "\u2013",
+          known(row.reference) && el("span", { class: "sub" }, `the real vectors there, on the same documents: ${number(row.reference)}, better by ${signed(row.above)} (${between(row.above_low, row.above_high)})`)] },
+    ].filter(Boolean) }).node);
   }
   if (data.selections.length && !data.strategies.length) {
     found.push(el("p", { class: "absent" }, "How much of the gap each strategy closes: ", el("code", {}, "xtransplant strategies 'grid=outputs/grid/*-sample-*' 'unseen=outputs/grid/*-unseen-*'"), ", which needs an unseen grid too."));
@@ -667,7 +739,7 @@ parts.flips = () => {
     const absent = chosen.filter((each) => set.documents[each.row] < 0).length;
     said.textContent = `${many(kept.length, "document")}${words.length ? " with these words" : ""} of ${count(set.count)}${absent ? `; the texts of ${count(absent)} more are left out, to keep the page small` : ""}`;
     const number4 = (name) => rows.filter(tests[name]).length;
-    four.replaceChildren(binary ? el("div", { class: "scroll" }, el("table", { class: "data" },
+    four.replaceChildren(binary ? scroller("Answers of both", el("table", { class: "data" },
       el("caption", {}, `${many(set.count, "document")}: ${a.label} ${number(a.score)}, ${b.label} ${number(b.score)}`),
       el("thead", {}, el("tr", {}, el("td"), el("th", { scope: "col", class: "num" }, `${b.label}: right`), el("th", { scope: "col", class: "num" }, `${b.label}: wrong`))),
       el("tbody", {}, el("tr", {}, el("th", { scope: "row" }, `${a.label}: right`), el("td", { class: "num" }, count(number4("both"))), el("td", { class: "num worse" }, `\u25bc ${number4("down")}`)),
@@ -736,6 +808,7 @@ parts.resources = () => {
     const columns = [
       { head: "Language", rowHead: true, value: (row) => languageFor(row).name, show: (row) => [languageFor(row).name, el("span", { class: "sub" }, el("bdi", { lang: languageFor(row).code }, languageFor(row).own_name))] },
       { head: "Pair", value: (row) => row.pair },
+      unlike(own) && documentsColumn,
       { head: "Class", num: true, value: (row) => languageFor(row).resources, show: (row) => (known(languageFor(row).resources) ? String(languageFor(row).resources) : "\u2013") },
       { head: "Script", value: (row) => languageFor(row).script || null, show: (row) => [languageFor(row).script || "\u2013", languageFor(row).right_to_left && el("span", { class: "sub" }, "right to left")] },
       { head: "Tokens per word", num: true, value: fertility, show: (row) => (tokensOf(row) && !languageOf(codesOf(row.pair).at(-1)).spaced ? "no spaces" : number(fertility(row), 2)) },
@@ -743,7 +816,7 @@ parts.resources = () => {
       { head: "Untouched", num: true, value: (row) => row.vanilla ?? row.baseline, show: (row) => number(row.vanilla ?? row.baseline) },
       { head: "Difference, 95 %", num: true, value: (row) => row.difference, show: differenceShown },
       { head: "In words", value: (row) => verdict(row)[2], show: verdictShown },
-    ];
+    ].filter(Boolean);
     place.replaceChildren(el("div", { class: "single" }, figure), table({ caption: chosen, columns, rows: own }).node);
   }
   const bar = el("div", { class: "controls" },
@@ -755,41 +828,39 @@ parts.resources = () => {
 
 parts.cost = () => {
   if (!data.runs.length) return [];
-  const groups = new Map();
-  // A run with an adapter calls itself by what was done beside: the comparison knows it as fine-tuned.
-  const compared = new Map(data.records.filter((record) => record.folder && record.pair).map((record) => [record.folder, record.condition]));
-  const condition = (run) => compared.get(run.folder) ?? `${run.condition}${run.weights.adapter ? ", with an adapter" : ""}`;
+  const sums = new Map();
   for (const run of data.runs) {
-    const what = run.job === "grid" ? `every layer pair${run.control ? `, control ${run.control}` : ""}` : run.job === "sft" ? `training${run.trained ? ` (${run.trained.join(", ")})` : ""}` : condition(run);
+    const what = run.job === "grid" ? `every layer pair${run.control ? `, control ${run.control}` : ""}` : run.job === "sft" ? `training${run.trained ? ` (${run.trained.join(", ")})` : ""}` : conditionOf(run);
     const key = JSON.stringify([run.job, run.model, run.task, run.split, what]);
-    if (!groups.has(key)) groups.set(key, { job: run.job, model: run.model, task: run.task, split: run.split, what, runs: 0, documents: 0, seconds: 0, tokens: 0, flops: 0 });
-    const group = groups.get(key);
+    if (!sums.has(key)) sums.set(key, { job: run.job, model: run.model, task: run.task, split: run.split, what, runs: 0, documents: 0, seconds: 0, tokens: 0, flops: 0 });
+    const group = sums.get(key);
     group.runs += 1;
     group.documents += run.documents || 0;
     // A sum with something unknown in it is not known.
     for (const name of ["seconds", "tokens", "flops"]) group[name] = known(group[name]) && known(run.cost[name]) ? group[name] + run.cost[name] : null;
   }
-  const rows = [...groups.values()];
+  const rows = [...sums.values()];
   const most = Math.max(...rows.map((row) => row.seconds ?? 0)) || 1;
-  const made = [table({ caption: "Runs, summed over language pairs", rows, columns: [
-    { head: "What", rowHead: true, value: (row) => row.what, show: (row) => [row.what, el("span", { class: "kind" }, row.job)] },
+  const made = [table({ caption: "Runs, summed over language pairs", rows, sorted: 6, descending: true, columns: [
+    { head: "What", rowHead: true, value: (row) => row.what, show: (row) => [row.what, chip(row.job)] },
     { head: "Model, task", value: (row) => `${row.model ?? ""}${row.task ? `, ${row.task}` : ""}${row.split ? `, ${row.split}` : ""}` },
     { head: "Runs", num: true, value: (row) => row.runs },
     { head: "Documents", num: true, value: (row) => row.documents || null, show: (row) => (row.documents ? count(row.documents) : "\u2013") },
-    { head: "Seconds", num: true, value: (row) => row.seconds, show: (row) => [duration(row.seconds), known(row.seconds) && el("span", { class: "meter", "aria-hidden": "true" }, el("i", { vars: { "--share": row.seconds / most } }))] },
+    { head: "Time", num: true, value: (row) => row.seconds, show: (row) => [duration(row.seconds), known(row.seconds) && el("span", { class: "meter", "aria-hidden": "true" }, el("i", { vars: { "--share": row.seconds / most } }))] },
     { head: "Tokens", num: true, value: (row) => row.tokens, show: (row) => large(row.tokens) },
     { head: "Floating-point operations", num: true, value: (row) => row.flops, show: (row) => large(row.flops) },
   ] }).node];
-  const priced = data.records.filter((record) => !record.pair && (known(record.price_flops) || known(record.price_seconds)));
+  const priced = groups.flatMap(summaryOf).filter((record) => (known(record.price_flops) || known(record.price_seconds)));
   if (priced.length) {
     made.push(table({ caption: "What a point gained (0.01) costs beyond the baseline, with training or selection", rows: priced, columns: [
       { head: "Condition", rowHead: true, value: (row) => row.condition, show: (row) => [row.condition, kindShown(row)] },
       { head: "Model, task", value: (row) => `${row.model}, ${row.task}, ${row.split}` },
+      unlike(priced) && documentsColumn,
       { head: "Difference, 95 %", num: true, value: (row) => row.difference, show: differenceShown },
-      { head: "Seconds", num: true, value: (row) => row.price_seconds, show: (row) => duration(row.price_seconds) },
+      { head: "Time", num: true, value: (row) => row.price_seconds, show: (row) => duration(row.price_seconds) },
       { head: "Floating-point operations", num: true, value: (row) => row.price_flops, show: (row) => large(row.price_flops) },
       { head: "In words", value: (row) => verdict(row)[2], show: verdictShown },
-    ] }).node);
+    ].filter(Boolean) }).node);
   }
   return made;
 };
@@ -802,7 +873,7 @@ parts.data = () => (data.tasks.length ? [table({ caption: "Task families", rows:
   { head: "Task", rowHead: true, value: (row) => row.name },
   { head: "What it is", value: (row) => row.about || null },
   { head: "Translation", value: (row) => (TRANSLATED[row.translated] || ["", "not known"])[1], show: (row) => { const [mark, words] = TRANSLATED[row.translated] || ["?", "not known to xtransplant"]; return el("span", { class: ["machine", "both"].includes(row.translated) ? "worse" : "" }, mark && el("span", { "aria-hidden": "true" }, `${mark} `), words); } },
-  { head: "Documents a language", value: (row) => row.documents },
+  { head: "Documents a language", num: true, value: (row) => row.documents },
 ] }).node] : []);
 
 function command(line) {
@@ -819,7 +890,7 @@ parts.asked = () => {
   const state = { words: "" };
   const list = el("div"), said = el("p", { class: "count", role: "status" });
   function one(run) {
-    const name = [run.job, run.model, run.task, run.pair, run.split, run.job === "grid" ? run.control && `control ${run.control}` : run.condition].filter(Boolean).join(" \u00b7 ");
+    const name = [run.job, run.model, run.task, run.pair, run.split, run.job === "grid" ? run.control && `control ${run.control}` : run.job === "evaluate" && conditionOf(run)].filter(Boolean).join(" \u00b7 ");
     const node = el("details", { class: "run" }, el("summary", {}, name, " ", el("code", {}, run.hash || "")));
     node.addEventListener("toggle", () => {
       if (node.children.length > 1) return;
@@ -847,36 +918,49 @@ parts.asked = () => {
     list.replaceChildren(...some.map(one));
   }
   draw();
-  return [el("div", { class: "controls" }, search("Search runs", (value) => { state.words = value; draw(); }), said), list];
+  const versions = (name) => unique(data.environments.map((each) => each.versions && each.versions[name]).filter(Boolean));
+  const commits = unique(data.environments.map((each) => each.git && each.git.commit.slice(0, 10) + (each.git.changed ? " with changes" : "")).filter(Boolean));
+  const made = [...["xtransplant", "lm_eval", "torch", "transformers"].filter((name) => versions(name).length).map((name) => `${name.replace("_", "-")} ${versions(name).join(" and ")}`), commits.length && `commit ${commits.join(" and ")}`].filter(Boolean);
+  return [made.length > 0 && el("p", { class: "note" }, `Made with ${made.join(", ")}.`), el("div", { class: "controls" }, search("Search runs", (value) => { state.words = value; draw(); }), said), list];
 };
 
 // --- The page --------------------------------------------------------------------------------------------------------
 
+/** What was found, in sentences: the untouched model, how many conditions are beyond chance, and the best of them. */
+function findings(group) {
+  const records = summaryOf(group);
+  const bases = records.filter((record) => record.kind === "vanilla"), tested = records.filter(isTested);
+  if (!bases.length || !tested.length) return [];
+  const words = { "could be chance": "which could be chance", "better, beyond chance": "better than chance explains", "worse, beyond chance": "worse than chance explains" };
+  const said = (record) => {
+    const cost = timesUntouched(record, group);
+    const takes = known(cost) ? ` It takes ${number(cost, 1)} times the untouched model\u2019s operations${record.training_flops > 0 ? `, and ${large(record.training_flops)} before, to train or to choose it` : ""}.` : "";
+    return `${record.condition}${partial(record, group) ? ` (${share(record, group)}; untouched ${number(record.vanilla)})` : ""} scores ${number(record.score)}: ${signed(record.difference)}${known(record.low) ? ` (95\u00a0%: ${between(record.low, record.high)})` : ""}, ${words[verdict(record)[2]] || verdict(record)[2]}.${takes}`;
+  };
+  const [base] = bases;
+  const head = `On ${base.task}${base.split === "all" ? "" : ` (${base.split} half)`}, ${over(base)}, ${base.model} scores ${number(base.score)} untouched.`;
+  if (tested.length < 3) return [head, ...tested.map(said)];
+  const outcomes = unique(tested.map((record) => verdict(record)[2])).map((each) => `${count(tested.filter((record) => verdict(record)[2] === each).length)} ${each}`).sort();
+  const gain = (record) => (record.higher_is_better === false ? -1 : 1) * record.difference;
+  const best = tested.reduce((top, record) => (gain(record) > gain(top) ? record : top));
+  return [head, `${many(tested.length, "condition")} beside it: ${outcomes.join("; ")}.`, `The best of them, which being picked flatters: ${said(best)}`];
+}
+
 function lead() {
-  const sentences = groupsOf(data.records).map(pooledOf).filter((records) => records.length).slice(0, 2).flatMap((records) => {
-    const base = records.find((record) => record.kind === "vanilla");
-    const others = records.filter((record) => !ORACLES.includes(record.kind) && known(record.difference)).slice(0, 2);
-    if (!base || !others.length) return [];
-    return [`On ${base.task}${base.split === "all" ? "" : ` (${base.split} half)`}, ${over([base])}, ${base.model} scores ${number(base.score)} untouched.`,
-      ...others.map((record) => `${record.condition} scores ${number(record.score)}: ${signed(record.difference)}${known(record.low) ? ` (95 %: ${between(record.low, record.high)})` : ""}, ${{ "could be chance": "which could be chance", "better, beyond chance": "better than chance explains", "worse, beyond chance": "worse than chance explains" }[verdict(record)[2]] || verdict(record)[2]}.`)];
-  });
-  const [environment = {}] = data.environments;
+  const sentences = groups.map(findings).filter((some) => some.length).slice(0, 2).flat();
   const values = (name) => unique(data.runs.map((run) => run[name]).filter(known));
-  const commits = unique(data.environments.map((each) => each.git && each.git.commit.slice(0, 10) + (each.git.changed ? "+" : "")).filter(Boolean));
   const few = (list) => (list.length > 4 ? `${list.slice(0, 4).join(", ")} and ${list.length - 4} more` : list.join(", ")) || "\u2013";
   const facts = [
     ["Models", few(values("model"))], ["Tasks", few(values("task"))], ["Language pairs", few(values("pair"))], ["Runs", count(data.runs.length)],
-    ["xtransplant", few(unique(data.environments.map((each) => each.versions && each.versions.xtransplant).filter(Boolean))) + (commits.length ? `, commit ${few(commits)}` : "")],
-    ["lm-eval", environment.versions && environment.versions.lm_eval], ["torch", environment.versions && environment.versions.torch], ["transformers", environment.versions && environment.versions.transformers],
-  ].filter(([, value]) => value);
+  ];
   document.getElementById("lead").append(
-    ...(sentences.length ? [el("p", { class: "lead" }, sentences.join(" "))] : []),
+    el("p", { class: "lead" }, sentences.join(" ") || "Nothing here was tested against the untouched model on the same documents. What an oracle over a grid reaches was chosen on these very documents: no result, but a bound."),
     el("dl", { class: "facts" }, facts.map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value)))));
 }
 
 function theme() {
   const button = document.getElementById("theme");
-  const words = { auto: "Colours: as the system", light: "Colours: light", dark: "Colours: dark" };
+  const words = { auto: "Colours: system", light: "Colours: light", dark: "Colours: dark" };
   const order = Object.keys(words);
   let chosen = "auto";
   // A page opened from a file may have no storage.
@@ -898,7 +982,7 @@ lead();
 const contents = document.getElementById("contents");
 for (const [name, make] of Object.entries(parts)) {
   const section = document.getElementById(name);
-  const made = make().flat(3).filter((each) => known(each) && each !== "");
+  const made = make().flat(3).filter((each) => known(each) && each !== false && each !== "");
   section.querySelector("[data-part]").append(...made);
   section.querySelector(":scope > .absent").hidden = made.length > 0;
   if (!made.length) section.querySelector(".note")?.remove();
