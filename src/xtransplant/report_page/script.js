@@ -30,6 +30,7 @@ const known = (value) => value !== null && value !== undefined;
 const minus = (text) => text.replace("-", "\u2212");
 const number = (value, digits = 3) => (known(value) ? minus(value.toFixed(digits)) : "\u2013");
 const signed = (value, digits = 3) => (known(value) ? (value > 0 ? "+" : "") + number(value, digits) : "\u2013");
+const percent = (value) => `${number(value * 100, 0)}\u00a0%`;
 const between = (low, high, digits = 3) => (known(low) ? `${signed(low, digits)} to ${signed(high, digits)}` : "\u2013");
 const chance = (p) => (!known(p) ? "\u2013" : p < 0.001 ? "< 0.001" : p.toFixed(3));
 const count = (value) => (known(value) ? value.toLocaleString("en") : "\u2013");
@@ -250,8 +251,9 @@ function path(points) {
   }
   return drawn;
 }
-/** Lines over a common x; series: {name, values, low, high}; base: a level line. With the numbers as a table below. */
-function lines({ xs, series, base, xLabel, yLabel, title, digits = 3 }) {
+/** Lines over a common x; series: {name, values, low, high}; base: a level line; joined: over what is not known, too. With
+ *  the numbers as a table below. */
+function lines({ xs, series, base, xLabel, yLabel, title, digits = 3, joined = false }) {
   const drawn = series.filter((each) => each.values.some(known));
   const ys = drawn.flatMap((each) => [each.values, each.low || [], each.high || []].flat()).concat(base ? [base.value] : []).filter(known);
   if (!ys.length) return "";
@@ -265,10 +267,10 @@ function lines({ xs, series, base, xLabel, yLabel, title, digits = 3 }) {
     if (low.length) plot.picture.append(svg("path", { class: "band", d: `${path(high)}${path(low.reverse()).replace("M", "L")}Z` }));
   });
   drawn.forEach((each, place) => {
-    const points = at(each.values);
-    plot.picture.append(svg("path", { class: `line s${place + 1}`, d: path(points) }));
-    if (points.filter(([, y]) => known(y)).length < 40) {
-      for (const [x, y] of points) if (known(y)) plot.picture.append(svg("circle", { class: `line s${place + 1}`, cx: x, cy: y, r: 1.6 }));
+    const all = at(each.values), points = all.filter(([, y]) => known(y));
+    plot.picture.append(svg("path", { class: `line s${place + 1}`, d: path(joined ? points : all) }));
+    if (points.length < 40) {
+      for (const [x, y] of points) plot.picture.append(svg("circle", { class: `line s${place + 1}`, cx: x, cy: y, r: 1.6 }));
     }
   });
   const legend = el("ul", { class: "legend" },
@@ -595,11 +597,12 @@ function heatmap(map, component, quantity, detail) {
   const pairs = part.source.length === map.layers ** 2 ? `all ${count(map.layers ** 2)}` : `${count(part.source.length)} of ${count(map.layers ** 2)}`;
   return el("div", { class: "map-wrap" },
     el("div", {},
+      el("p", { class: "side" }, "columns: written into layer \u2192; rows: layer that was read \u2191"),
       el("div", { class: "scroll" }, el("table", { class: `map${targets.length > 22 ? " dense" : ""}`, role: "grid", "aria-label": `${titleOf(map)}: gain of each pair of layers, ${component}` },
-        el("caption", {}, `${titleOf(map)}. ${many(map.count, "document")}, ${pairs} pairs of layers${sources.length < map.layers || targets.length < map.layers ? "; layers without a pair are not drawn" : ""}. Numbers: ${quantity === "logprob" ? "nats" : unit === 100 ? "points (hundredths)" : map.metric}.`),
-        el("thead", {}, el("tr", { role: "row" }, el("td", { class: "corner", role: "gridcell", "aria-hidden": "true" }), el("th", { colspan: targets.length, class: "side", scope: "colgroup" }, "written into layer \u2192   (rows: layer that was read \u2191)")),
+        el("thead", {},
           el("tr", { role: "row" }, el("th", { scope: "col" }, hidden("layer read")), targets.map((layer) => el("th", { scope: "col", role: "columnheader" }, String(layer))))),
         el("tbody", {}, body))),
+      el("p", { class: "side" }, `${titleOf(map)}. ${many(map.count, "document")}, ${pairs} pairs of layers${sources.length < map.layers || targets.length < map.layers ? "; layers without a pair are not drawn" : ""}. Numbers: ${quantity === "logprob" ? "nats" : unit === 100 ? "points (hundredths)" : map.metric}.`),
       el("div", { class: "key" }, el("span", {}, `worse ${edge(-limit)}`), el("span", { class: "ramp", "aria-hidden": "true" }, ramp), el("span", {}, `${edge(limit)} better`),
         present("best") ? sign4("best", "the best pair") : el("span", {}, "no pair gains"), present("sure") ? sign4("sure", "differs beyond chance, for all pairs together (max-T, 5 %)") : el("span", {}, "none differs beyond chance, for all pairs together (max-T, 5 %)"),
         present("few") && sign4("few", "looked at on fewer documents (budget)"), cells.size < sources.length * targets.length && sign4("void", "not computed"))),
@@ -664,6 +667,7 @@ parts.layers = () => {
 const cellsShown = (cells) => (!cells || !cells.length ? "none: the untouched model" : cells.slice(0, 4).map(([component, source, target]) => `${component} ${source}>${target}`).join(", ") + (cells.length > 4 ? `, \u2026 (${cells.length})` : ""));
 
 parts.selection = () => {
+  const used = (row) => row.reason || (row.cells ? cellsShown(row.cells) : known(row.number) ? many(row.number, "pair") : null);
   const found = [];
   if (data.selections.length) {
     found.push(table({ caption: "What was chosen, and on what", rows: data.selections, columns: [
@@ -685,11 +689,9 @@ parts.selection = () => {
       { head: "Gain, 95 %", num: true, value: (row) => row.difference, show: differenceShown },
       { head: "p", num: true, value: (row) => row.p, show: (row) => chance(row.p) },
       { head: "On the sample", num: true, value: (row) => row.sample_score, show: (row) => number(row.sample_score) },
-      { head: "Gap closed", num: true, value: (row) => row.gap_closed, show: (row) => (known(row.gap_closed) ? [`${Math.round(row.gap_closed * 100)} %`, el("span", { class: "meter", "aria-hidden": "true" }, el("i", { vars: { "--share": Math.max(0, Math.min(1, row.gap_closed)) } })), known(row.gap_low) && el("span", { class: "sub" }, `${Math.round(row.gap_low * 100)} to ${Math.round(row.gap_high * 100)} %`)] : "\u2013") },
-      { head: "As many guesses", num: true, value: (row) => row.chance, show: (row) => number(row.chance) },
-      { head: "Pairs of layers", value: (row) => (row.reason ? row.reason : row.cells ? cellsShown(row.cells) : known(row.number) ? many(row.number, "pair") : null),
-        show: (row) => [row.reason ? row.reason : row.cells ? cellsShown(row.cells) : known(row.number) ? many(row.number, "pair") : "\u2013",
-          known(row.reference) && el("span", { class: "sub" }, `the real vectors there, on the same documents: ${number(row.reference)}, better by ${signed(row.above)} (${between(row.above_low, row.above_high)})`)] },
+      { head: "Gap closed", num: true, value: (row) => row.gap_closed, show: (row) => (known(row.gap_closed) ? [percent(row.gap_closed), el("span", { class: "meter", "aria-hidden": "true" }, el("i", { vars: { "--share": Math.max(0, Math.min(1, row.gap_closed)) } })), known(row.gap_low) && el("span", { class: "sub" }, `${percent(row.gap_low)} to ${percent(row.gap_high)}`)] : "\u2013") },
+      { head: "Pairs of layers", value: used, show: (row) => [used(row) ?? "\u2013",
+        known(row.chance) && el("span", { class: "sub" }, `as many guesses: ${number(row.chance)}`), known(row.reference) && el("span", { class: "sub" }, `the real vectors there, on the same documents: ${number(row.reference)}, better by ${signed(row.above)} (${between(row.above_low, row.above_high)})`)] },
     ].filter(Boolean) }).node);
   }
   if (data.selections.length && !data.strategies.length) {
@@ -699,15 +701,12 @@ parts.selection = () => {
 };
 
 parts.training = () => data.training.map((each) => {
-  const at = (place) => each.curve.filter((line) => known(line[place])).map((line) => [line[0], line[place]]);
   const steps = unique(each.curve.map((line) => line[0])).sort((a, b) => a - b);
-  const values = (place) => { const of = new Map(at(place)); return steps.map((step) => of.get(step) ?? null); };
-  // Evaluations are rarer than training steps: their points are joined.
-  const joined = (place) => { const points = at(place); return steps.map((step) => { const after = points.findIndex(([x]) => x >= step); if (after < 0) return null; const [x, y] = points[after]; if (x === step) return y; if (!after) return null; const [x0, y0] = points[after - 1]; return y0 + ((y - y0) * (step - x0)) / (x - x0); }); };
+  const values = (place) => { const of = new Map(each.curve.filter((line) => known(line[place])).map((line) => [line[0], line[place]])); return steps.map((step) => of.get(step) ?? null); };
   const what = [each.method, each.trained && `in ${each.trained.map((code) => languageOf(code).name).join(", ")}`, known(each.steps) && many(each.steps, "step")].filter(Boolean).join(", ");
   return [el("h3", {}, each.name), el("p", { class: "note" }, what), el("div", { class: "plots" },
-    lines({ title: "Loss", xs: steps, xLabel: "step", yLabel: "loss", series: [{ name: "training", values: joined(1) }, { name: "held-out documents", values: joined(2) }] }),
-    at(3).length ? lines({ title: "Learning rate", xs: steps, xLabel: "step", yLabel: "rate", digits: 7, series: [{ name: "learning rate", values: values(3) }] }) : "")];
+    lines({ title: "Loss", xs: steps, xLabel: "step", yLabel: "loss", joined: true, series: [{ name: "training", values: values(1) }, { name: "held-out documents", values: values(2) }] }),
+    lines({ title: "Learning rate", xs: steps, xLabel: "step", yLabel: "rate", digits: 7, series: [{ name: "learning rate", values: values(3) }] }))];
 });
 
 parts.flips = () => {
@@ -830,7 +829,7 @@ parts.cost = () => {
   if (!data.runs.length) return [];
   const sums = new Map();
   for (const run of data.runs) {
-    const what = run.job === "grid" ? `every layer pair${run.control ? `, control ${run.control}` : ""}` : run.job === "sft" ? `training${run.trained ? ` (${run.trained.join(", ")})` : ""}` : conditionOf(run);
+    const what = run.job === "grid" ? `layer pairs${run.control ? `, control ${run.control}` : ""}` : run.job === "sft" ? `training${run.trained ? ` (${run.trained.join(", ")})` : ""}` : conditionOf(run);
     const key = JSON.stringify([run.job, run.model, run.task, run.split, what]);
     if (!sums.has(key)) sums.set(key, { job: run.job, model: run.model, task: run.task, split: run.split, what, runs: 0, documents: 0, seconds: 0, tokens: 0, flops: 0 });
     const group = sums.get(key);
