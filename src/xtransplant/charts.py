@@ -357,6 +357,59 @@ def gains(tables: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
         return _svg(figure)
 
 
+def differences(records: Sequence[Mapping[str, Any]]) -> str:
+    """A panel for each task, a line for each condition: its difference to the untouched model, with its interval.
+
+    Of conditions over several language pairs the mean over documents. Filled where more than chance; an oracle, which
+    reads the labels, is a bar without an interval. One colour a model.
+
+    Args:
+        records: of `compare.Comparison.records`, or the lines of its CSV; of one metric.
+
+    Raises:
+        XTransplantError: nothing is compared with the untouched model.
+    """
+    found = [each for each in records if each["against"] == "vanilla" and each["pooled"] == "micro"]
+    if not found:
+        raise XTransplantError("Nothing to draw: no condition of several language pairs beside vanilla.")
+    tasks, models = (list(dict.fromkeys(each[key] for each in found)) for key in ("task", "model"))
+    names = list(dict.fromkeys(each["condition"] for each in found))
+    colour = {model: _PALETTE[number % len(_PALETTE)] for number, model in enumerate(models)}
+    with _figure(_WIDTH, 1.2 + 0.24 * len(names) * -(-len(tasks) // 2)) as figure:
+        axes = figure.subplots(-(-len(tasks) // 2), min(2, len(tasks)), sharey=True, squeeze=False).flat
+        for task, axis in zip(tasks, axes, strict=False):
+            axis.set_title(task)
+            axis.axvline(0, color=_COLOURS["vanilla"], linestyle="--", linewidth=1.2, zorder=1)
+            for each in (each for each in found if each["task"] == task):
+                place = names.index(each["condition"]) + 0.36 * (
+                    (models.index(each["model"]) + 0.5) / len(models) - 0.5
+                )
+                own, gain = colour[each["model"]], float(each["difference"])
+                if each["kind"] in ("upper_bound", "chance"):
+                    axis.barh(place, gain, height=0.3 / len(models), color=own, alpha=0.35, zorder=1)
+                    continue
+                if each["low"] not in ("", None):
+                    axis.plot([float(each["low"]), float(each["high"])], [place] * 2, color=own, linewidth=1.0)
+                sure = str(each["could_be_chance"]) == "False"
+                axis.plot(
+                    gain, place, marker="o", markersize=4.5, markeredgecolor=own,
+                    markerfacecolor=own if sure else "white",
+                )  # fmt: skip
+            axis.set_yticks(range(len(names)), names)
+            axis.set_ylim(len(names) - 0.5, -0.5)
+            axis.tick_params(axis="y", left=False)
+        figure.supxlabel(f"{found[0]['metric']}, difference to vanilla", fontsize=9)
+        looks: dict[str, Any] = {"color": "#444444", "linestyle": "", "marker": "o"}
+        handles: list[Artist] = [Patch(color=colour[model], label=model) for model in models]
+        handles += [
+            Line2D([], [], label="more than chance", **looks),
+            Line2D([], [], markerfacecolor="white", label="could be chance", **looks),
+            Patch(color="#444444", alpha=0.35, label="oracle, reads the labels"),
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+        return _svg(figure)
+
+
 def loss_curve(history: Sequence[Mapping[str, float]], title: str) -> str:
     """A training's loss by step: of each step's examples, and a dot at each evaluation on the documents held out.
 

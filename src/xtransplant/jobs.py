@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xtransplant import compare as comparing
 from xtransplant import (
+    conditions,
     families,
     grading,
     loading,
@@ -306,7 +307,7 @@ def _refuse_selected(config: EvaluateConfig, chosen: Selection, pairs: list[pair
         )
     made_on = [grid["weights"] for grid in chosen.grids if grid["weights"] is not None]
     provenance = loading.load(config.model).provenance
-    untouched = comparing.untouched(provenance)
+    untouched = conditions.untouched(provenance)
     own, base = ({name: each.get(name) for name in ("files", "adapter")} for each in (provenance, untouched))
     of_base = selection.takes_of_base(config)
     if all(each == (base if of_base else own) for each in made_on) and not (of_base and own in made_on):

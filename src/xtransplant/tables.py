@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from xtransplant.answer_language import CONSISTENCY, JUDGED
-from xtransplant.compare import NOTHING, ORACLES, Comparison, Cost, Group, Result
+from xtransplant.compare import Comparison, Group, Result
+from xtransplant.conditions import NOTHING, ORACLES, Cost
 from xtransplant.measures import measures
 from xtransplant.overview import MICRO, UNPARSED, Block, Cell, Overview, Unfinished, overview
 from xtransplant.record import Run

@@ -17,7 +17,8 @@ import pytest
 from tests.unit.grids import hand_grid
 from tests.unit.runs import a_sample, made_run
 from xtransplant import stats, tables
-from xtransplant.compare import KINDS, ORACLES, Comparison, Result, compare
+from xtransplant.compare import Comparison, Result, compare
+from xtransplant.conditions import KINDS, ORACLES
 from xtransplant.grid import Grid
 from xtransplant.record import Run
 from xtransplant.types import Cell, Component, XTransplantError
