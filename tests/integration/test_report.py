@@ -417,7 +417,7 @@ class TestInABrowser:
             assert page.locator("#comparison li").all_inner_texts() == ["bound: the best of 9 cells"]
             lead = page.locator("#lead").inner_text()
             assert "b scores 1.000: +0.600" in lead and "better than chance explains" in lead
-            assert "c (1 of 2 pairs: English into Arabic; untouched 0.400) scores 0.600" in lead
+            assert "c (1 of 2 pairs: English into Arabic, 10 documents; untouched 0.400) scores 0.600" in lead
             bound = page.locator("#languages tbody tr", has_text="bound").locator("td").all_inner_texts()
             assert bound[1:3] == ["4", "1.000\nfrom 0.250"]
 
