@@ -644,6 +644,35 @@ def test_the_plain_row_of_a_fine_tuned_models_grid_is_on_its_own_documents(tmp_p
     assert "Vanilla of en-sw is a grid's, on some of the documents" in found.groups[0].notes[0]
 
 
+def test_as_many_documents_are_not_the_same_documents(tmp_path: Path) -> None:
+    """A grid of one half of a run's documents, and a fine-tuned model's of the other half."""
+    grids = [some_grid(tmp_path, 5, settings={"task": half}) for half in (1, 2)]
+    path = grids[1].folder / "grid.npz"
+    made = Grid.load(path)
+    replace(made, documents=[f"{each[:-1]}{number}" for number, each in enumerate(made.documents, 5)]).save(path)
+    rows = "".join(json.dumps(a_sample(row, "acc", 0)) + "\n" for row in range(5, 10))
+    (grids[1].folder / "samples_red_sw.jsonl").write_text(rows, encoding="utf-8")
+    grids[1].manifest["model"] = TUNED
+    changed(grids[1], keys_sha256="others")
+    found = compare([a_run(tmp_path, "ffn 3>1", red=BETTER)], grids, [a_training(tmp_path / "training")])
+    assert found.groups[0].left_out == []
+    assert [(each.documents, each.vanilla, each.difference) for each in results(found, kind="sft")] == [(5, None, None)]
+    assert {each.vanilla for each in results(found, kind="upper_bound")} == {0.8, None}
+
+
+def test_a_grid_takes_nothing_from_the_average_of_others(tmp_path: Path) -> None:
+    """Its vanilla row of some documents makes no baseline for what was scored on more."""
+    pairs = ("en-de", "en-sw", "en-tr")
+    runs = [a_run(tmp_path, "b", pair, red=BETTER) for pair in pairs]
+    runs += [a_run(tmp_path, "vanilla", pair, red=VANILLA) for pair in pairs[:2]]
+    found = compare(runs, [some_grid(tmp_path, 6, "en-tr")])
+    alone = compare(runs)
+    for average in ("micro", "macro"):
+        one = result(found, condition="b", pooled=average)
+        assert one == result(alone, condition="b", pooled=average)
+        assert (one.pairs, one.documents, one.note) == (2, 20, "over 2 of 3 language pairs, without en-tr")
+
+
 @pytest.mark.parametrize(
     ("facts", "sample", "said"),
     [
