@@ -735,6 +735,16 @@ def test_sources_may_differ_where_they_are_the_condition_and_both_prompts_in_one
     assert len(compare(runs).groups) == 1
 
 
+def test_beside_both_prompts_in_one_others_are_held_against_each_other(tmp_path: Path) -> None:
+    both = {"transplant": None, "prompt": "both"}
+    runs = [a_run(tmp_path, "vanilla (both prompts)", red=VANILLA, args=both)]
+    runs += [a_run(tmp_path, "ffn 2>1", red=VANILLA), a_run(tmp_path, "ffn 3>1", red=BETTER)]
+    for run, digest in zip(runs, "abc", strict=True):
+        changed(run, prompts_sha256={"target": digest * 64})
+    with pytest.raises(XTransplantError, match=r"prompts of red_sw: cccccccc in .*3>1-en-sw, bbbbbbbb in .*2>1-en-sw"):
+        compare(runs)
+
+
 def test_both_prompts_in_one_with_other_examples_are_refused(tmp_path: Path) -> None:
     """Their prompts differ by nature, their settings do not."""
     task = {"tasks": ["red_{lang}"], "languages": {}}
