@@ -387,7 +387,8 @@ def test_a_selection_of_the_untouched_model_is_applied_if_asked_for(
 
 
 def test_all_weights(arguments: list[str], task: list[str], checkpoint: Path, selected: str, capsys: Any) -> None:
-    found = run(*arguments, "method=full", "learning_rate=0.001", "weight_decay=0.1")
+    given = [each for each in arguments if not each.startswith("lora.")]
+    found = run(*given, "method=full", "learning_rate=0.001", "weight_decay=0.1")
     assert found.folder.name.startswith("tiny-colour-full-")
     names = {path.name for path in found.folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "trained_on.json"} <= names
