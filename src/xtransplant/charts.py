@@ -364,7 +364,7 @@ def differences(records: Sequence[Mapping[str, Any]]) -> str:
     reads the labels, is a bar without an interval. One colour a model.
 
     Args:
-        records: of `compare.Comparison.records`, or the lines of its CSV; of one metric.
+        records: of `compare.Comparison.records`, or the lines of its CSV; of one metric and half.
 
     Raises:
         XTransplantError: nothing is compared with the untouched model.

@@ -362,7 +362,11 @@ def _against(table: _Table, base: str, higher: bool) -> list[Result]:
     found = [each for pair in table.pairs for results in single.values() for each in results if each.pair == pair]
     for average in (MICRO, MACRO):
         for name in table.conditions:
-            pairs = [pair for pair in table.where(name) if (base, pair) in table.cells]
+            pairs = [
+                pair
+                for pair in table.where(name)
+                if _on_the_same(table.cells.get((base, pair)), table.cells[name, pair]) is not None
+            ]
             known = len(pairs) > 1 and name not in table.unclear
             pooled = _pooled(table, tests, name, pairs, average, higher) if known else None
             found += [] if pooled is None else [pooled]
@@ -531,7 +535,8 @@ def _single(table: _Table, tests: _Tests, name: str, pair: str, higher: bool) ->
 
 
 def _pooled(table: _Table, tests: _Tests, name: str, pairs: list[str], average: str, higher: bool) -> Result | None:
-    """A condition over several language pairs. None: what is no mean over documents has none over all of them."""
+    """A condition over language pairs in which it can be compared. None: what is no mean over documents has none over
+    all of them."""
     entries, bases = ([table.cells[each, pair] for pair in pairs] for each in (name, tests.base))
     vanilla = [table.cells.get((VANILLA, pair)) for pair in pairs]
     known = [tests.paired.get((name, pair)) for pair in pairs]
@@ -567,8 +572,7 @@ def _pooled(table: _Table, tests: _Tests, name: str, pairs: list[str], average: 
         return result
     result.against = tests.base
     result.baseline = mean([_on_the_same(each, entry) for each, entry in zip(bases, entries, strict=True)])
-    if result.baseline is None:
-        return result
+    assert result.baseline is not None
     result.difference = score - result.baseline
     if len(whole) == len(pairs):
         for each in whole:
@@ -593,10 +597,10 @@ def _on_the_same(other: Entry | None, entry: Entry) -> float | None:
     """Another condition's score, on the documents of this one; None if it has not all of them."""
     if other is None:
         return None
-    if other.documents == entry.documents:
-        return other.score
     if entry.scores is None or other.scores is None:
-        return None
+        return other.score if other.documents == entry.documents else None
+    if other.scores.keys() == entry.scores.keys():
+        return other.score
     values = [other.scores.get(document) for document in entry.scores]
     return None if None in values else float(np.mean(np.array(values, dtype=float)))
 

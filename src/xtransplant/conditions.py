@@ -279,7 +279,7 @@ def _fitting(
     first: dict[tuple[tuple[str, ...], str], Entry] = {}
     real = [entry for entry, (_, made) in zip(plain, loaded, strict=True) if made.meta["control"] is None]
     for entry in (
-        *sorted(evaluated, key=lambda each: KINDS.index(each.kind)),
+        *sorted(evaluated, key=_plainness),
         *sorted(real, key=lambda each: (-each.documents, str(each.run.folder))),
     ):
         first.setdefault((entry.group, entry.pair), entry)
@@ -362,7 +362,7 @@ def _plain(run: Run, made: Grid, known: _Known) -> Entry:
 
 def _place(entry: Entry) -> tuple[Any, ...]:
     """What a model without a transplant is known by."""
-    return entry.group, entry.pair, entry.kind, entry.weights
+    return entry.group, entry.pair, entry.kind, entry.weights, entry.is_pim
 
 
 def _cells(number: int) -> str:
@@ -425,11 +425,16 @@ def _unlike(entries: Sequence[Entry]) -> list[str]:
     faults: list[str] = []
     for place in dict.fromkeys((entry.group, entry.pair) for entry in entries):
         same = [entry for entry in entries if (entry.group, entry.pair) == place]
-        first = min(same, key=lambda entry: KINDS.index(entry.kind))
+        first = min(same, key=_plainness)
         for entry in same:
             if entry.run is not first.run:
                 faults += _differences(entry, first)
     return list(dict.fromkeys(faults))
+
+
+def _plainness(entry: Entry) -> tuple[bool, int]:
+    """By which the one is chosen that others are held against: both prompts in one say little of each."""
+    return entry.is_pim, KINDS.index(entry.kind)
 
 
 def _differences(entry: Entry, first: Entry) -> Iterator[str]:

@@ -604,10 +604,13 @@ _NOT_IN_HASH = (
 def to_dict(config: JobConfig, num_layers: int | None = None) -> dict[str, Any]:
     """Plain values, enums by their value. With the model's number of layers, layers are indices from 0.
 
-    Of a vanilla run's transplant the defaults, whatever its sweep says of the others: so it can be run again alone.
+    Of a vanilla run's transplant the defaults, and of an adapter where all weights are trained, whatever the sweep says
+    of the others: so it can be run again alone.
     """
     if isinstance(config, EvaluateConfig) and config.is_vanilla:
         config = dataclasses.replace(config, transplant=TransplantConfig())
+    if isinstance(config, SftConfig) and config.method is Method.full:
+        config = dataclasses.replace(config, lora=LoraConfig())
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=lambda value: value.value))
     if num_layers is None:
         return plain

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +125,9 @@ def _evaluate(config: EvaluateConfig, folder: Path) -> None:
             log.warning("The selection was made on single prompts, and is applied to both in one.")
         if len(chosen.cells) > 1:
             grading.check([found.target for found in pairs])
-    record.open_run(folder, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    # Said only where it acts, as in all that `to_dict` gives: so the run can be done again without its sweep.
+    written = to_dict(replace(config, selection_of_base=selection.takes_of_base(config)))
+    record.open_run(folder, yaml.safe_dump(written, sort_keys=False, allow_unicode=True))
     with logs.kept(folder):
         lm = TransplantLM.from_config(config)
         loaded = time.perf_counter()

@@ -290,6 +290,10 @@ def _folder_faults(config: ModelConfig) -> list[str]:
 
 def _unfinished(given: str, folder: Path) -> list[str]:
     """The fault of a folder in which `xtransplant sft` did not come to its end: its manifest is written last."""
+    run = folder.resolve().parent.parent
+    if (run / TRAINED_ON).is_file():
+        # What it was trained on would not be known, and not be refused.
+        return [f"{given}: a checkpoint of a training that did not finish. Give what it ends with: {run}."]
     failed = read_json(folder / "failed.json")
     if (folder / "manifest.json").is_file() or (failed is None and not (folder / TRAINED_ON).is_file()):
         return []

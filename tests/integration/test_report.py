@@ -25,7 +25,7 @@ from tests.integration.local_tasks import COUNTRIES, documents, write_tasks
 from tests.integration.test_grid import run_evaluate, run_grid
 from tests.unit.test_compare import a_run
 from xtransplant import cli, compose, models, record, report, reproduce
-from xtransplant.config import EvaluateConfig, GridConfig, config_hash
+from xtransplant.config import EvaluateConfig, GridConfig, SftConfig, config_hash
 from xtransplant.grid import Grid
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -417,7 +417,7 @@ class TestInABrowser:
             assert page.locator("#comparison li").all_inner_texts() == ["bound: the best of 9 cells"]
             lead = page.locator("#lead").inner_text()
             assert "b scores 1.000: +0.600" in lead and "better than chance explains" in lead
-            assert "c (1 of 2 pairs: English into Arabic; untouched 0.400) scores 0.600" in lead
+            assert "c (1 of 2 pairs: English into Arabic, 10 documents; untouched 0.400) scores 0.600" in lead
             bound = page.locator("#languages tbody tr", has_text="bound").locator("td").all_inner_texts()
             assert bound[1:3] == ["4", "1.000\nfrom 0.250"]
 
@@ -530,3 +530,14 @@ def test_commands_are_reproduced_for_presets_too() -> None:
         again = compose.compose(job, shlex.split(said)[2:])
         assert to_dict(again) == to_dict(config)
         assert len(said) < len(line) + 20, said
+
+
+def test_a_command_has_no_setting_that_acts_in_others_of_its_sweep_only() -> None:
+    """Alone it would be refused for it."""
+    from xtransplant.config import to_dict
+
+    config = compose.compose("sft", ["task=cldr_language", "data.languages=[en,sw]", "steps=2", "method=full"])
+    assert isinstance(config, SftConfig)
+    config.lora.rank = 4
+    said = reproduce.command("sft", to_dict(config))
+    assert "lora" not in said and compose.compose("sft", shlex.split(said)[2:])

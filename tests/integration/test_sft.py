@@ -364,6 +364,9 @@ def test_a_selection_of_the_untouched_model_is_applied_if_asked_for(
     assert moved.folder.name.startswith("tiny-colour-en-sw-adapter-overall_of_base-")
     assert moved.manifest["transplant"]["selected_on"] == "base model"
     assert "selected_on" not in runs["overall"].manifest["transplant"]
+    # Alone the key would be refused there: to do it again, it is not asked for.
+    assert "selection_of_base: false" in (runs["overall"].folder / "config.yaml").read_text()
+    assert "selection_of_base: true" in (moved.folder / "config.yaml").read_text()
     capsys.readouterr()
     assert cli.main(["compare", "runs=outputs", "format=csv"]) == 0
     assert '"SFT (lora, colour, en+sw) + overall (chosen on base)"' in capsys.readouterr().out

@@ -644,6 +644,35 @@ def test_the_plain_row_of_a_fine_tuned_models_grid_is_on_its_own_documents(tmp_p
     assert "Vanilla of en-sw is a grid's, on some of the documents" in found.groups[0].notes[0]
 
 
+def test_as_many_documents_are_not_the_same_documents(tmp_path: Path) -> None:
+    """A grid of one half of a run's documents, and a fine-tuned model's of the other half."""
+    grids = [some_grid(tmp_path, 5, settings={"task": half}) for half in (1, 2)]
+    path = grids[1].folder / "grid.npz"
+    made = Grid.load(path)
+    replace(made, documents=[f"{each[:-1]}{number}" for number, each in enumerate(made.documents, 5)]).save(path)
+    rows = "".join(json.dumps(a_sample(row, "acc", 0)) + "\n" for row in range(5, 10))
+    (grids[1].folder / "samples_red_sw.jsonl").write_text(rows, encoding="utf-8")
+    grids[1].manifest["model"] = TUNED
+    changed(grids[1], keys_sha256="others")
+    found = compare([a_run(tmp_path, "ffn 3>1", red=BETTER)], grids, [a_training(tmp_path / "training")])
+    assert found.groups[0].left_out == []
+    assert [(each.documents, each.vanilla, each.difference) for each in results(found, kind="sft")] == [(5, None, None)]
+    assert {each.vanilla for each in results(found, kind="upper_bound")} == {0.8, None}
+
+
+def test_a_grid_takes_nothing_from_the_average_of_others(tmp_path: Path) -> None:
+    """Its vanilla row of some documents makes no baseline for what was scored on more."""
+    pairs = ("en-de", "en-sw", "en-tr")
+    runs = [a_run(tmp_path, "b", pair, red=BETTER) for pair in pairs]
+    runs += [a_run(tmp_path, "vanilla", pair, red=VANILLA) for pair in pairs[:2]]
+    found = compare(runs, [some_grid(tmp_path, 6, "en-tr")])
+    alone = compare(runs)
+    for average in ("micro", "macro"):
+        one = result(found, condition="b", pooled=average)
+        assert one == result(alone, condition="b", pooled=average)
+        assert (one.pairs, one.documents, one.note) == (2, 20, "over 2 of 3 language pairs, without en-tr")
+
+
 @pytest.mark.parametrize(
     ("facts", "sample", "said"),
     [
@@ -704,6 +733,16 @@ def test_sources_may_differ_where_they_are_the_condition_and_both_prompts_in_one
     for run, source, target in zip(runs, "abc", "aab", strict=True):
         changed(run, prompts_sha256={"target": target * 64, "source": source * 64})
     assert len(compare(runs).groups) == 1
+
+
+def test_beside_both_prompts_in_one_others_are_held_against_each_other(tmp_path: Path) -> None:
+    both = {"transplant": None, "prompt": "both"}
+    runs = [a_run(tmp_path, "vanilla (both prompts)", red=VANILLA, args=both)]
+    runs += [a_run(tmp_path, "ffn 2>1", red=VANILLA), a_run(tmp_path, "ffn 3>1", red=BETTER)]
+    for run, digest in zip(runs, "abc", strict=True):
+        changed(run, prompts_sha256={"target": digest * 64})
+    with pytest.raises(XTransplantError, match=r"prompts of red_sw: cccccccc in .*3>1-en-sw, bbbbbbbb in .*2>1-en-sw"):
+        compare(runs)
 
 
 def test_both_prompts_in_one_with_other_examples_are_refused(tmp_path: Path) -> None:

@@ -202,6 +202,10 @@ def test_the_folder_of_an_unfinished_training(llama: Path, tmp_path: Path) -> No
     for faults in (check(given), check(config(folder))):
         (fault,) = faults
         assert "its training did not finish. Run the same `xtransplant sft` again" in fault
+    checkpoint = folder / "checkpoints" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    for faults in (check(config(llama, adapter=str(checkpoint))), check(config(checkpoint))):
+        assert "a checkpoint of a training that did not finish" in faults[0]
     (folder / "failed.json").write_text('{"error": "The disk is full."}')
     assert "did not finish (The disk is full.)" in check(given)[0]
     for name in ("adapter_config.json", "manifest.json"):

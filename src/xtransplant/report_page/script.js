@@ -934,7 +934,9 @@ function findings(group) {
   const said = (record) => {
     const cost = timesUntouched(record, group);
     const takes = known(cost) ? ` It takes ${number(cost, 1)} times the untouched model\u2019s operations${record.training_flops > 0 ? `, and ${large(record.training_flops)} before, to train or to choose it` : ""}.` : "";
-    return `${record.condition}${partial(record, group) ? ` (${share(record, group)}; untouched ${number(record.vanilla)})` : ""} scores ${number(record.score)}: ${signed(record.difference)}${known(record.low) ? ` (95\u00a0%: ${between(record.low, record.high)})` : ""}, ${words[verdict(record)[2]] || verdict(record)[2]}.${takes}`;
+    // Of some of the documents above the untouched model has another score.
+    const some = partial(record, group) || record.documents !== bases[0].documents;
+    return `${record.condition}${some ? ` (${share(record, group)}, ${many(record.documents, "document")}; untouched ${number(record.vanilla)})` : ""} scores ${number(record.score)}: ${signed(record.difference)}${known(record.low) ? ` (95\u00a0%: ${between(record.low, record.high)})` : ""}, ${words[verdict(record)[2]] || verdict(record)[2]}.${takes}`;
   };
   const [base] = bases;
   const head = `On ${base.task}${base.split === "all" ? "" : ` (${base.split} half)`}, ${over(base)}, ${base.model} scores ${number(base.score)} untouched.`;
