@@ -390,7 +390,7 @@ def differences(records: Sequence[Mapping[str, Any]]) -> str:
                     continue
                 if each["low"] not in ("", None):
                     axis.plot([float(each["low"]), float(each["high"])], [place] * 2, color=own, linewidth=1.0)
-                sure = str(each["could_be_chance"]) == "False"
+                sure = str(each["could_be_chance"]).lower() == "false"
                 axis.plot(
                     gain, place, marker="o", markersize=4.5, markeredgecolor=own,
                     markerfacecolor=own if sure else "white",
