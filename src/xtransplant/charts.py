@@ -398,7 +398,7 @@ def differences(records: Sequence[Mapping[str, Any]]) -> str:
             axis.set_yticks(range(len(names)), names)
             axis.set_ylim(len(names) - 0.5, -0.5)
             axis.tick_params(axis="y", left=False)
-        figure.supxlabel(f"{found[0]['metric']}, difference to vanilla", fontsize=9)
+            axis.set_xlabel(f"{found[0]['metric']}, difference to vanilla")
         looks: dict[str, Any] = {"color": "#444444", "linestyle": "", "marker": "o"}
         handles: list[Artist] = [Patch(color=colour[model], label=model) for model in models]
         handles += [

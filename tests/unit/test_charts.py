@@ -253,3 +253,25 @@ def test_nothing_is_refused() -> None:
     for draw in (heatmap, curves, bars, gains):
         with pytest.raises(XTransplantError, match="Nothing to draw"):
             draw([])
+
+
+def test_differences_of_conditions_are_drawn_from_records_as_from_their_csv() -> None:
+    common = {"against": "vanilla", "pooled": "micro", "model": "m", "task": "t", "metric": "acc"}
+    records: list[dict[str, Any]] = [
+        common
+        | {"condition": "overall", "kind": "strategy", "difference": 0.1, "low": 0.05, "high": 0.2}
+        | {"could_be_chance": False},
+        common
+        | {"condition": "upper bound", "kind": "upper_bound", "difference": 0.5, "low": None, "high": None}
+        | {"could_be_chance": True},
+    ]
+    drawn = charts.differences(records)
+    assert "overall" in drawn and "upper bound" in drawn and "acc, difference to vanilla" in drawn
+    written = [{key: _in_csv(value) for key, value in each.items()} for each in records]
+    assert charts.differences(written) == drawn
+    with pytest.raises(XTransplantError, match="no condition of several language pairs"):
+        charts.differences([each | {"pooled": None} for each in records])
+
+
+def _in_csv(value: Any) -> str:
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
