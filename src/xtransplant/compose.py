@@ -210,7 +210,11 @@ def read(
                         request.faults.append(f"{key.name} is missing. Give {key.name}=<{key.type}>: {key.help}.")
                         request.unclear.add(key.name)
             request.lines.append(lines)
-            request.runs.append(OmegaConf.to_object(node))  # type: ignore[arg-type]
+            run: typing.Any = OmegaConf.to_object(node)
+            if hasattr(run, "model"):
+                # One adapter is one run, whether its folder or a pattern was given.
+                run.model.adapter = models.adapter_of(run.model)
+            request.runs.append(run)
         except _COMPOSITION_ERRORS as error:
             request.faults += reader.composition_faults(lines, error)
     request.faults = list(dict.fromkeys(request.faults))

@@ -59,16 +59,17 @@ def kind_of(path: str) -> Kind:
 
 def adapter_of(config: ModelConfig) -> str | None:
     """What `model.adapter` names: of a pattern the folder that matches it, if it is the only one."""
-    given = config.adapter
+    found = _matching(config.adapter)
+    return str(found[0]) if len(found) == 1 else config.adapter
+
+
+def _matching(given: str | None) -> list[Path]:
+    """Folders that a pattern names; none if it is no pattern."""
     if given is None or not any(sign in given for sign in "*?["):
-        return given
+        return []
     path = Path(given).expanduser()
-    found = [
-        each
-        for each in Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-        if each.is_dir() and each.name[0] != "."
-    ]
-    return str(found[0]) if len(found) == 1 else given
+    found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+    return sorted(each for each in found if each.is_dir() and each.name[0] != ".")
 
 
 def trainings(config: ModelConfig) -> list[str]:
@@ -375,8 +376,9 @@ def _adapter_faults(config: ModelConfig) -> list[str]:
         described, fault = _hub_json(adapter, "adapter_config.json", None)
         faults += [f"{given}: {fault}."] if fault else []
     else:
-        what = "no such folder, or several" if "*" in adapter else "no such folder, and not a hub id (org/name)"
-        faults.append(f"{given}: {what}. Give the folder of a PEFT adapter.")
+        several = ", ".join(str(each) for each in _matching(adapter))
+        what = "no such folder, and not a hub id (org/name). Give the folder of a PEFT adapter"
+        faults.append(f"{given}: {f'several folders match: {several}. Give one of them' if several else what}.")
     peft_type = (described or {}).get("peft_type")
     if peft_type in _NO_MERGE:
         faults.append(

@@ -344,8 +344,9 @@ def _block(given: Sequence[Part]) -> Block:
 
 
 def written(run: Run) -> dict[str, str]:
-    """Hashes of what a run found."""
-    return {name: each for name, each in run.manifest.get("files", {}).items() if name.endswith((".json", ".jsonl"))}
+    """Hashes of what a run answered. Its results also say when and in which words it was asked for."""
+    found = {name: each for name, each in run.manifest.get("files", {}).items() if name.endswith(".jsonl")}
+    return found | {"grid": str(run.manifest.get("grid_sha256"))}
 
 
 def _stderr(values: np.ndarray) -> float | None:

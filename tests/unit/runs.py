@@ -62,7 +62,7 @@ def made_run(
         folder,
         {
             "model_name": "tiny", "task_name": "colour", "language_pair": pair, "split": "unseen",
-            "condition": condition, "tasks": tasks, "files": {"results.json": f"{condition}{scores}"},
+            "condition": condition, "tasks": tasks, "files": {"samples_task.jsonl": f"{condition}{scores}"},
         },
         {
             "results": results,

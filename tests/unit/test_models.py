@@ -212,6 +212,9 @@ def test_the_folder_of_an_unfinished_training(llama: Path, tmp_path: Path) -> No
         (folder / name).write_text('{"peft_type": "LORA"}')
     (folder / "adapter_model.safetensors").touch()
     assert check(given) == []
+    (tmp_path / "runs" / "other").mkdir()
+    (fault,) = check(given)
+    assert f"several folders match: {folder}, {tmp_path}/runs/other. Give one of them." in fault
 
 
 def test_all_faults_at_once() -> None:
