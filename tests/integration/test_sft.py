@@ -319,6 +319,8 @@ def test_documents_that_were_trained_on_are_refused(
             said = capsys.readouterr().err
             assert f"it was trained on {count} of" in said and "split=unseen" in said
     assert cli.main(["evaluate", *asked, f"model.adapter={folder}", "split=unseen"]) == 0
+    pattern = folder.with_name(f"{folder.name[:-4]}*")
+    assert config_of("evaluate", *asked, f"model.adapter={pattern}", "split=unseen").model.adapter == str(folder)
     assert cli.main(["grid", *asked, f"model.adapter={folder}", "split=unseen", "grid.pairs=diagonal", "limit=1"]) == 0
     [evaluated] = record.find_runs(["outputs"])
     assert evaluated.manifest["model"]["adapter"]["training"]["config_hash"] == folder.name.rpartition("-")[2]
