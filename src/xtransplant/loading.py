@@ -28,7 +28,7 @@ from xtransplant.embedded import (
     read_json,
     sha256_of,
 )
-from xtransplant.models import PICKLED_WEIGHTS, TRAINED_ON, WEIGHTS, Kind, adapter_of, check, kind_of, trainings
+from xtransplant.models import PICKLED_WEIGHTS, TRAINED_ON, WEIGHTS, Kind, check, kind_of, trainings
 from xtransplant.types import XTransplantError
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _refuse_other_base(config: ModelConfig) -> None:
     Raises:
         XTransplantError: the model has others.
     """
-    folder = Path(adapter_of(config) or "").expanduser()
+    folder = Path(config.adapter or "").expanduser()
     made = read_json(folder / "manifest.json") if config.adapter is not None else None
     if made is None or made.get("job") != "sft":
         return
@@ -222,7 +222,7 @@ def _load(config: ModelConfig, where: dict[str, Any], device: str | None) -> Loa
         )
     model = _text_decoder(model)
     adapter = None
-    named = adapter_of(config)
+    named = config.adapter
     if named is not None:
         _refuse_other_base(config)  # of a hub's model only now
         model, adapter = _merge_adapter(model, named)
@@ -236,7 +236,7 @@ def _load(config: ModelConfig, where: dict[str, Any], device: str | None) -> Loa
 def _key(config: ModelConfig) -> str:
     """Equal keys mean the same loaded model: the config, and the state of the files where they are local."""
     described = {field.name: getattr(config, field.name) for field in fields(ModelConfig) if field.name not in _LABELS}
-    folders = [Path(path).expanduser() for path in (config.path, adapter_of(config)) if path]
+    folders = [Path(path).expanduser() for path in (config.path, config.adapter) if path]
     local = [path for folder in folders for path in ([folder] if folder.is_file() else _checkpoint_files(folder, True))]
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in local]
     return json.dumps([described, states], default=str, sort_keys=True)
@@ -425,7 +425,7 @@ def changed_since(config: ModelConfig, recorded: Mapping[str, Any]) -> list[str]
     else:
         changed = _unlike(Path(_where(config)["pretrained_model_name_or_path"]), recorded["files"])
     adapter = recorded["adapter"]
-    named = str(adapter_of(config))
+    named = str(config.adapter)
     if adapter is not None and kind_of(named) is not Kind.hub:
         changed += _unlike(Path(named).expanduser(), adapter["files"])
     return changed

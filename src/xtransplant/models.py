@@ -74,7 +74,7 @@ def _matching(given: str | None) -> list[Path]:
 
 def trainings(config: ModelConfig) -> list[str]:
     """Those of the model and its adapter that are folders of `xtransplant sft`, as they are given."""
-    given = [each for each in (config.path, adapter_of(config)) if each is not None and kind_of(each) is Kind.folder]
+    given = [each for each in (config.path, config.adapter) if each is not None and kind_of(each) is Kind.folder]
     return [each for each in given if (Path(each).expanduser() / TRAINED_ON).exists()]
 
 
