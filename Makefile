@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-slow test-gpu check demo hooks constraints clean
+.PHONY: help install lint format test test-slow test-gpu check demo hooks constraints release-check clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,22 @@ constraints:  ## pin anew: the newest set that pyproject.toml allows, from a fre
 	"$$env/venv/bin/pip" install --quiet --disable-pip-version-check -c "$$env/torch.txt" -e '.[dev]'; \
 	"$$env/venv/bin/pip" freeze --all --exclude-editable > "$$env/frozen.txt"; \
 	grep -v '^pip==' "$$env/frozen.txt" | sed 's/+[a-z0-9.]*$$//' > constraints.txt
+
+# What is checked is the files of dist/, in a folder of their own: the wheel in a fresh environment, the tests from the
+# unpacked source distribution, which installs its own. Nothing is uploaded.
+release-check: install  ## build sdist and wheel, install the wheel anew and run it, pass the tests from the sdist (20 minutes)
+	@test -z "$$(git status --porcelain)" || { echo "Not everything is committed: git status says what."; exit 2; }
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist . > /dev/null
+	@set -e; root=$$(mktemp -d); trap 'rm -rf "$$root"' EXIT; \
+	echo "The wheel, in a fresh environment"; \
+	$(PYTHON) -m venv "$$root/venv"; \
+	"$$root/venv/bin/pip" install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl; \
+	(cd "$$root" && venv/bin/xtransplant --version && venv/bin/xtransplant evaluate task=cldr_language language_pair=en-sw limit=4 'transplant.layers=[13,2]'); \
+	echo "The tests, from the source distribution"; \
+	tar -xzf dist/*.tar.gz -C "$$root"; \
+	$(MAKE) -C "$$root"/xtransplant-* lint test PYTHON=$(PYTHON) WORKERS=$(WORKERS) ARGS='$(ARGS)'
+	@echo; ls -l dist
 
 clean:  ## remove .venv, caches and build leftovers; runs in outputs/ stay
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache src/*.egg-info

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import write_tasks
 
 MAPPED = {"xtransplant.conf": "conf", "xtransplant.tasks": "tasks"}  # package -> folder of the repository
+FOLDERS = (".ci", "benchmarks", "conf", "docs", "src", "tasks", "tests")
 LEFTOVERS = shutil.ignore_patterns("__pycache__", "*.py[co]", "*.egg-info")
 
 
@@ -44,33 +46,43 @@ def files_below(folder: Path) -> set[str]:
     return {path.as_posix() for path in paths if "__pycache__" not in path.parts}
 
 
+@dataclass(frozen=True)
+class Built:
+    sources: Path  # the copy of the repository that both were built from
+    sdist: Path
+    wheel: Path
+
+
 @pytest.fixture(scope="module")
-def wheel(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel that is built from the source distribution, as an index would hand it on.
+def built(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The source distribution, and the wheel that is built from it, as an index would hand it on.
 
     Built from a copy: a list of files left over from an earlier build would be taken into account.
     """
     copy = tmp_path_factory.mktemp("sources")
-    for name in ("pyproject.toml", "LICENSE", "README.md"):
-        if (project_root / name).exists():
-            shutil.copy(project_root / name, copy)
-    for name in ("src", "conf", "tasks"):
+    for path in project_root.iterdir():
+        if path.is_file() and path.name != "PKG-INFO":  # that is the source distribution's own
+            shutil.copy(path, copy)
+    for name in FOLDERS:
         shutil.copytree(project_root / name, copy / name, ignore=LEFTOVERS)
     # What runs in a checkout leave behind must stay out.
     (copy / "tasks" / "__pycache__").mkdir()
     (copy / "tasks" / "__pycache__" / "left.cpython-311.pyc").touch()
+    (copy / "outputs" / "evaluate").mkdir(parents=True)
+    (copy / "outputs" / "evaluate" / "results.json").touch()
+    shutil.copy(project_root / "outputs" / "README.md", copy / "outputs")
     result = subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(copy / "dist"), str(copy)],
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    (built,) = (copy / "dist").glob("*.whl")
-    return built
+    (sdist,), (wheel,) = (list((copy / "dist").glob(f"*.{kind}")) for kind in ("tar.gz", "whl"))
+    return Built(copy, sdist, wheel)
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=os.name != "nt")
     scheme = {"base": str(folder), "platbase": str(folder)}
@@ -79,7 +91,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environm
     # A folder that a .pth file adds has its own .pth files ignored, and with them the editable install.
     site.joinpath("others.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     pip = [sys.executable, "-m", "pip", "--python", str(bin_ / "python"), "--disable-pip-version-check"]
-    install = ["install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", str(wheel)]
+    install = ["install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", str(built.wheel)]
     result = subprocess.run([*pip, *install], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     return Environment(bin_, tmp_path_factory.mktemp("elsewhere"))
@@ -92,8 +104,25 @@ def test_this_environment_sees_every_file(package: str, project_root: Path) -> N
     assert seen == files_below(project_root / MAPPED[package])
 
 
-def test_the_wheel_holds_every_file_and_no_other(wheel: Path, project_root: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
+def test_the_source_distribution_holds_the_repository_and_nothing_else(built: Built, project_root: Path) -> None:
+    """Also what tests, documentation and releases need, and none of what lies about in a checkout."""
+    if not (project_root / ".git").exists():
+        pytest.skip("what belongs to the repository is asked of git, and this is no checkout")
+
+    def listed(*which: str) -> set[str]:
+        done = subprocess.run(["git", "ls-files", *which], cwd=project_root, capture_output=True, text=True, check=True)
+        return {name for name in done.stdout.splitlines() if (project_root / name).is_file()}
+
+    with tarfile.open(built.sdist) as archive:
+        files = {each.name.partition("/")[2] for each in archive.getmembers() if each.isfile()}
+    packed = {name for name in files - {"PKG-INFO", "setup.cfg"} if ".egg-info/" not in name}  # setuptools' own
+    missing = listed() - packed
+    many = packed - listed() - listed("--others", "--exclude-standard")  # a new file is not tracked yet
+    assert not missing and not many, f"missing: {sorted(missing)}; too many: {sorted(many)}; see MANIFEST.in"
+
+
+def test_the_wheel_holds_every_file_and_no_other(built: Built, project_root: Path) -> None:
+    with zipfile.ZipFile(built.wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     sources = {"xtransplant": "src/xtransplant", "hydra_plugins": "src/hydra_plugins", **MAPPED}
     expected = {
