@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 
 from tests.equivalence.tiny import save_checkpoint
 from xtransplant import cli, compose, record, selection
-from xtransplant.config import EvaluateConfig, GridConfig, RunJob, SftConfig, TaskJob
+from xtransplant.config import EvaluateConfig, GridConfig, LanguagePairConfig, RunJob, SftConfig, TaskJob
 from xtransplant.types import XTransplantError
 
 CONF = Path(str(files("xtransplant.conf")), "experiment")
@@ -111,14 +112,23 @@ def test_every_value_that_is_swept_over_composes(name: str) -> None:
     params = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"]
     assert set(axes) == set(params)
     values = {key: given.split(",") for key, given in axes.items()}
+    language_pairs = values.pop("language_pair", [])
+    given_pair = [f"language_pair={pair}" for pair in language_pairs[:1]]
     seen = []
     # Not their product, which is hundreds of runs: each value once.
-    for n in range(max(map(len, values.values()))):
-        request = read(name, *(f"{key}={given[n % len(given)]}" for key, given in values.items()), multirun=False)
+    for n in range(max(map(len, values.values()), default=1)):
+        others = [f"{key}={given[n % len(given)]}" for key, given in values.items()]
+        request = read(name, *given_pair, *others, multirun=False)
         assert request.faults == []
         [config] = request.runs
         assert isinstance(config, RunJob)
         assert config.model.name in MODELS
+        if n == 0 and isinstance(config, TaskJob):
+            # Any pair of languages composes; whether the task has it is a check.
+            for pair in language_pairs[1:]:
+                other = replace(config, language_pair=LanguagePairConfig(*pair.split("-")))
+                assert compose.check(other, unclear=["model"]) == []
+                seen.append(repr(other))
         # Whether the weights can be had is not asked here: most are on a hub.
         assert compose.check(config, unclear=["model"]) == []
         seen.append(repr(config))
@@ -214,7 +224,8 @@ def test_a_published_selection_for_another_model_is_refused() -> None:
 
 
 def test_evaluate_configs_of_one_experiment_differ_in_what_is_swept() -> None:
-    runs = [config for config in read("paper_v1/xnli_saved_pairs").runs if isinstance(config, EvaluateConfig)]
+    request = read("paper_v1/xnli_saved_pairs", "model=llama2_7b_chat", "language_pair=en-tr")
+    runs = [config for config in request.runs if isinstance(config, EvaluateConfig)]
     assert {config.selection for config in runs} == {
         None, "paper_v1/saved_pairs/xnli_overall.json", "paper_v1/saved_pairs/xnli_target_first.json",
     }  # fmt: skip
