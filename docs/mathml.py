@@ -14,7 +14,9 @@ def _inline(translator: HTML5Translator, node: nodes.math) -> None:
 
 
 def _block(translator: HTML5Translator, node: nodes.math_block) -> None:
-    translator.body.append(f'<div class="equation">{tex2mathml(node.astext(), as_block=True)}</div>')
+    # The theme lets wide equations scroll: with room around it, a narrow one has no scroll bar.
+    equation = tex2mathml(node.astext(), as_block=True)
+    translator.body.append(f'<div class="math" style="padding: 0.5em 0">{equation}</div>')
     raise nodes.SkipNode
 
 
