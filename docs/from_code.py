@@ -42,9 +42,6 @@ def jobs() -> str:
 
 def command_line() -> str:
     """Words that are no jobs, options, and what an exit code says."""
-    described = (cli.__doc__ or "").partition("Exit codes: ")[2]
-    codes = [each.strip().rstrip(".") for each in " ".join(described.split()).split(";")]
-    split = [re.fullmatch(r"(\d+(?: \+ n)?) (.*)", each) for each in codes]
     options = [
         (" ".join(filter(None, (f"`{short}`," if short else "", f"`{name}`", f"`{value}`" if value else ""))), what)
         for name, (short, value, what) in cli.OPTIONS.items()
@@ -56,9 +53,24 @@ def command_line() -> str:
             "## Options",
             _table(("option", "what it does"), options),
             "## Exit codes",
-            _table(("code", "what it says"), [(f"`{each[1]}`", each[2]) for each in split if each is not None]),
+            _table(("code", "what it says"), exit_codes(cli.__doc__ or "")),
         ]
     )
+
+
+def exit_codes(text: str) -> list[tuple[str, str]]:
+    """Codes and what they say, from "Exit codes: <code> <what>; <code> <what>."
+
+    Raises:
+        ValueError: a part of it does not begin with a code.
+    """
+    found = []
+    for part in " ".join(text.partition("Exit codes: ")[2].split()).rstrip(".").split("; "):
+        match = re.fullmatch(r"(\d+(?: \+ n)?) (.+)", part)
+        if match is None:
+            raise ValueError(f"no exit code: {part!r}. Codes and what they say are parted by semicolons, in cli.py.")
+        found.append((f"`{match[1]}`", match[2]))
+    return found
 
 
 def choices() -> str:

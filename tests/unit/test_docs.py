@@ -50,4 +50,6 @@ def test_the_reference_has_every_job_and_key() -> None:
         assert all(f"| `{key.name}` |" in section for key in keys(schema)), job
     codes = from_code.command_line().partition("## Exit codes")[2]
     assert "| `2` | the input was refused |" in codes and "| `128 + n` | killed by signal n |" in codes
+    with pytest.raises(ValueError, match="no exit code: 'or else'"):
+        from_code.exit_codes("Exit codes: 0 done; or else.")
     assert "| `gemma3_270m` |" in from_code.choices()
