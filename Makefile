@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-slow test-gpu check demo hooks constraints release-check clean
+.PHONY: help install lint format test test-slow test-gpu check docs linkcheck demo hooks constraints release-check clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,7 +40,14 @@ test-slow: install  ## the tests marked slow
 test-gpu: install  ## the engine and the sweep against plain forwards, on a CUDA GPU
 	XTRANSPLANT_TEST_DEVICE=cuda $(TEST_ENV) $(BIN)/python -m pytest tests/equivalence $(ARGS)
 
-check: lint test  ## what to run before a push
+check: lint docs test  ## what to run before a push
+
+docs: install  ## the documentation site, in build/docs; a warning or a broken link is an error; no network
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs
+	@echo "build/docs/index.html"
+
+linkcheck: docs  ## the site's links to other sites too: needs a network
+	$(BIN)/python -m sphinx -b linkcheck -W --keep-going -q docs build/linkcheck
 
 # Every layer pair on some documents of two languages; the best pair for both; that pair on documents not looked at.
 demo: install  ## Gemma 3 270M: grid over all layer pairs, selection, test on unseen documents, report (about 4 minutes)
@@ -78,7 +85,7 @@ release-check: install  ## build sdist and wheel, install the wheel anew and run
 	(cd "$$root" && venv/bin/xtransplant --version && venv/bin/xtransplant evaluate task=cldr_language language_pair=en-sw limit=4 'transplant.layers=[13,2]'); \
 	echo "The tests, from the source distribution"; \
 	tar -xzf dist/*.tar.gz -C "$$root"; \
-	$(MAKE) -C "$$root"/xtransplant-* lint test PYTHON=$(PYTHON) WORKERS=$(WORKERS) ARGS='$(ARGS)'
+	$(MAKE) -C "$$root"/xtransplant-* lint docs test PYTHON=$(PYTHON) WORKERS=$(WORKERS) ARGS='$(ARGS)'
 	@echo; ls -l dist
 
 clean:  ## remove .venv, caches and build leftovers; runs in outputs/ stay

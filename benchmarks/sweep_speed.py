@@ -192,7 +192,7 @@ def authors_loop(sweep: Sweep, document: Document, pairs: list[tuple[int, int]])
 
 
 def authors_procedure(sweep: Sweep, document: Document, pair: tuple[int, int]) -> list[int]:
-    """B, one pair: the source prompt generates one token, the target prompt its answer (METHOD, section 2)."""
+    """B, one pair: the source prompt generates one token, the target prompt its answer."""
     source, target = pair
     found: list[Tensor] = []
     module = sweep.module(source)

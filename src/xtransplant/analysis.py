@@ -97,7 +97,7 @@ def layer_curves(grid: Grid, component: Component, seed: int = 0) -> dict[str, d
 
     Each side holds lists over its layers 0 to N-1 (None where no cell is complete): `layer`; `depth`, the layer over
     N-1, by which models of unlike size compare; `cells`, how many; `mean`, over the other side's layers; `best`, the
-    best cell's, which gains by being chosen; `union`, each document's best over them (METHOD 4: an oracle, it grows
+    best cell's, which gains by being chosen; `union`, each document's best over them (an oracle, it grows
     with the number of cells by chance alone; `chance` is what as many guesses would reach). `mean` and `union` have
     95 % bootstrap intervals (`mean_low`, …); `logprob` is the mean change of the right choice's normalised
     log-probability (nats), or None.

@@ -136,6 +136,14 @@ def entries(kind: str, config_dir: str | None = None) -> list[Entry]:
     return found
 
 
+def of_job(job: str) -> tuple[list[str], dict[str, str | None]]:
+    """A job's examples, which stand at the top of its file, and its groups of choices with the default of each."""
+    path = Path(str(files("xtransplant.conf"))) / f"{job}.yaml"
+    commands = [line for line in _head(path) if line.startswith("xtransplant ")]
+    named = yaml.load(path.read_text(encoding="utf-8"), _LOADER)["defaults"]
+    return commands, {group: choice for each in named if isinstance(each, dict) for group, choice in each.items()}
+
+
 def jobs_of(experiment: str, path: Path) -> dict[str, str]:
     """The jobs that the comment at an experiment's top has a command for, the first first -> the command."""
     found: dict[str, str] = {}

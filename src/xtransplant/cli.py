@@ -12,7 +12,6 @@ import sys
 import textwrap
 from argparse import Namespace
 from collections.abc import Collection, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +48,7 @@ _LM_EVAL = "lm-eval"
 _LM_EVAL_HELP = "lm-evaluation-harness's own command line, with --model xtransplant"
 
 # Hydra's options: long name -> short name, what follows it, what it does.
-_OPTIONS: dict[str, tuple[str, str, str]] = {
+OPTIONS: dict[str, tuple[str, str, str]] = {
     "--multirun": ("-m", "", "a run for each combination of the values given as key=a,b"),
     "--config-dir": ("-cd", "FOLDER", "your own files, e.g. FOLDER/model/mine.yaml for model=mine"),
     "--config-name": ("-cn", "NAME", "your own file of defaults in that folder, instead of <job>.yaml"),
@@ -60,7 +59,7 @@ _OPTIONS: dict[str, tuple[str, str, str]] = {
     "--hydra-help": ("", "", "Hydra's own help"),
 }
 _COMPUTING = ("evaluate", "grid", "sft")
-_SHORT = {short: name for name, (short, _, _) in _OPTIONS.items() if short}
+_SHORT = {short: name for name, (short, _, _) in OPTIONS.items() if short}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,7 +136,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def _split(
-    arguments: Sequence[str], known: Collection[str] = tuple(_OPTIONS)
+    arguments: Sequence[str], known: Collection[str] = tuple(OPTIONS)
 ) -> tuple[dict[str, str], list[str], list[str]]:
     """Options, overrides and faults, in any order; Hydra itself wants options first."""
     options: dict[str, str] = {}
@@ -157,7 +156,7 @@ def _split(
                 "Settings are given as key=value, without dashes, e.g. limit=100."
             )
         else:
-            wanted = _OPTIONS[name][1]
+            wanted = OPTIONS[name][1]
             if wanted and not equals and rest and not rest[0].startswith("-") and "=" not in rest[0]:
                 value = rest.pop(0)
             if wanted and not value and not wanted.startswith("["):
@@ -289,14 +288,18 @@ def run(config: JobConfig, shown: bool = True) -> Path | None:
 # --- Help ------------------------------------------------------------------------------------------------------------
 
 
+def first_words() -> dict[str, str]:
+    """What may come first on the command line -> what it does."""
+    of_config = {job: schema.__doc__ or "" for job, schema in JOBS.items()}
+    return of_config | {_LIST: _LIST_HELP, _LM_EVAL: _LM_EVAL_HELP}
+
+
 def _help() -> str:
-    jobs = {job: schema.__doc__ or "" for job, schema in JOBS.items()}
-    jobs |= {_LIST: _LIST_HELP, _LM_EVAL: _LM_EVAL_HELP}
     return "\n".join(
         [
             "xtransplant <job> key=value …    cross-lingual activation transplantation in language models",
             "",
-            *_columns([(f"  {job}", text) for job, text in jobs.items()]),
+            *_columns([(f"  {job}", text) for job, text in first_words().items()]),
             "",
             "xtransplant <job> --help lists a job's keys. xtransplant --version shows the version.",
             "Exit codes: 0 done; 1 a run failed, or a list has nothing of the kind; 2 the input was refused; 130",
@@ -306,7 +309,7 @@ def _help() -> str:
 
 
 def _list_help() -> str:
-    name, (short, value, what) = "--config-dir", _OPTIONS["--config-dir"]
+    name, (short, value, what) = "--config-dir", OPTIONS["--config-dir"]
     return "\n".join(
         [
             f"xtransplant {_LIST} {'|'.join(catalogue.KINDS)} [words]",
@@ -332,17 +335,7 @@ def _list_help() -> str:
 
 
 def _job_help(job: str) -> str:
-    import yaml
-
-    conf = files("xtransplant.conf")
-    text = conf.joinpath(f"{job}.yaml").read_text(encoding="utf-8")
-    commands = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# xtransplant ")]
-    defaults = {
-        group: choice
-        for each in yaml.safe_load(text)["defaults"]
-        if isinstance(each, dict)
-        for group, choice in each.items()
-    }
+    commands, defaults = catalogue.of_job(job)
     lines = [f"xtransplant {job} key=value …", "", JOBS[job].__doc__ or "", "", *(f"  {each}" for each in commands)]
     if defaults:
         lines += ["", "Choices, each a file in conf/<group>/ (the first is the default):", ""]
@@ -359,7 +352,7 @@ def _job_help(job: str) -> str:
     lines += _columns(
         [
             (f"  {', '.join(filter(None, (short, name)))} {value.partition('|')[0] and value}".rstrip(), what)
-            for name, (short, value, what) in _OPTIONS.items()
+            for name, (short, value, what) in OPTIONS.items()
         ]
     )
     return "\n".join(lines)

@@ -210,15 +210,19 @@ def read(
                         request.faults.append(f"{key.name} is missing. Give {key.name}=<{key.type}>: {key.help}.")
                         request.unclear.add(key.name)
             request.lines.append(lines)
-            run: typing.Any = OmegaConf.to_object(node)
-            if hasattr(run, "model"):
-                # One adapter is one run, whether its folder or a pattern was given.
-                run.model.adapter = models.adapter_of(run.model)
-            request.runs.append(run)
+            request.runs.append(as_config(node))
         except _COMPOSITION_ERRORS as error:
             request.faults += reader.composition_faults(lines, error)
     request.faults = list(dict.fromkeys(request.faults))
     return request
+
+
+def as_config(node: typing.Any) -> typing.Any:
+    """What was composed, as the job's dataclass. One adapter is one run, whether its folder or a pattern was given."""
+    config: typing.Any = OmegaConf.to_object(node)
+    if hasattr(config, "model"):
+        config.model.adapter = models.adapter_of(config.model)
+    return config
 
 
 def compose(job: str, overrides: Sequence[str] = (), config_dir: str | None = None) -> JobConfig:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from omegaconf import MISSING
 
-from xtransplant.types import Component, Control, Intervention, LayerPair, Mode, Scope, Site
+from xtransplant.types import STRATEGIES, Component, Control, Intervention, LayerPair, Mode, Scope, Site
 
 
 class Dtype(Enum):
@@ -458,7 +458,7 @@ class SelectConfig:
     """choose a layer pair, or a rule that chooses one for each document, on grids; no model is loaded"""
 
     grid: Any = field(default=MISSING, metadata=_GRIDS)
-    strategy: str = field(default="overall", metadata={"help": "how to choose; the names are in the README"})
+    strategy: str = field(default="overall", metadata={"help": f"how to choose: {', '.join(STRATEGIES)}"})
     pooled: bool = field(default=False, metadata={"help": "one choice for all grids together, not one for each"})
     component: str | None = field(default=None, metadata={"help": "ffn or attn: choose among its cells only"})
     fixed: Any = field(

@@ -2,7 +2,7 @@
 
 `capture` reads what a component of every layer outputs there; `prefill` runs prompts with such vectors written in
 place of a layer's own output; `score` and `generate` continue from the resulting KV cache without any hook: the
-transplant happened once, in the prefill, and lives on in the cache. This is the paper's procedure (METHOD, section 2).
+transplant happened once, in the prefill, and lives on in the cache. This is the paper's procedure.
 What departs from it (more positions, other arithmetic, later steps) is asked for by an `Intervention`.
 
 Padding, positions, hooks and the cache are this module's own; nobody else indexes tokens or names a module.
@@ -547,7 +547,7 @@ def self_transplant_error(
 ) -> float:
     """Largest change of a next-token log-probability when a prompt's own vector is written back: should be 0.
 
-    `attn_as_released` is not a no-op even then (METHOD, section 2.4), so `attn` is checked in its place.
+    `attn_as_released` is not a no-op even then, so `attn` is checked in its place.
     """
     if component is Component.attn_as_released:
         component = Component.attn

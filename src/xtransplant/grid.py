@@ -423,7 +423,7 @@ def ranked(grid: Grid, among: np.ndarray | None = None, rows: np.ndarray | None 
 
 
 def union(grid: Grid, columns: Sequence[int] | np.ndarray) -> np.ndarray:
-    """[D] the best score of each document over the given cells, vanilla not among them (METHOD section 4)."""
+    """[D] the best score of each document over the given cells, vanilla not among them."""
     best: np.ndarray = grid.sign * grid.quality[:, columns].max(axis=1)
     return best
 
@@ -480,7 +480,7 @@ def same_cells(control: Grid, grid: Grid) -> tuple[Grid, list[Cell]]:
 
 
 def upper_bounds(grid: Grid, orders: int = 20, seed: int = 0) -> dict[str, Any]:
-    """What an oracle that picks a cell per document reaches, against chance and single cells (METHOD section 4).
+    """What an oracle that picks a cell per document reaches, against chance and single cells.
 
     Over cells seen on all documents. All values are plain and in the main metric's own units.
 

@@ -128,7 +128,7 @@ def _one(composed: Any, *, job: str, attempt: str, count: int, run: Run, verbose
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from xtransplant import record
+    from xtransplant import compose, record
 
     logs.start(verbose)
     number = int(HydraConfig.get().job.num)
@@ -136,7 +136,7 @@ def _one(composed: Any, *, job: str, attempt: str, count: int, run: Run, verbose
     name = ""
     outcome: dict[str, Any] = {"status": "failed", "error": None, "host": socket.gethostname(), "process": os.getpid()}
     try:
-        config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JOBS[job]), composed))
+        config = compose.as_config(OmegaConf.merge(OmegaConf.structured(JOBS[job]), composed))
         if isinstance(config, RunJob):
             config.tracking.group = config.tracking.group or Path(attempt).parent.name
         folder = run(config, shown=False)

@@ -149,7 +149,7 @@ def sign_flip_max_t(differences: np.ndarray, permutations: int = 2_000, seed: in
 
     Single-step max-T of Westfall and Young (1993). If the transplant changed nothing, a document's differences in all
     cells could as well have the other sign: signs are flipped per document, for all cells together, and each cell's
-    |t| is compared with the largest |t| over all cells of each flip. p = (1 + flips as extreme) / (1 + P).
+    `|t|` is compared with the largest `|t|` over all cells of each flip. p = (1 + flips as extreme) / (1 + P).
 
     Args:
         differences: [D, C] score minus vanilla. A cell in which all are zero has t = 0 and p = 1.

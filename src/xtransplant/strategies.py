@@ -3,7 +3,7 @@
 Legend: D documents, C cells of a selection, R = 1 + C rows of responses (row 0 is vanilla, then the cells in their
 order), M largest number of choices, F features.
 
-The paper's offline strategies (METHOD section 3) choose one cell for all documents: `overall`, `source_last`,
+The paper's offline strategies choose one cell for all documents: `overall`, `source_last`,
 `target_first`, `fixed`. The others are this project's. `cross_validated` uses the overall cell only where its gain on
 documents left out of the choice is significant, which a best of hundreds of cells often is not. The rest decide per
 document, without its gold label, from the responses of several cells and of vanilla, which is always among them:

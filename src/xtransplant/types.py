@@ -13,7 +13,7 @@ class XTransplantError(Exception):
 
 
 class Component(Enum):
-    """Which module's last-token output is transplanted (METHOD: "granularity")."""
+    """Which module's last-token output is transplanted (the released code's "granularity")."""
 
     ffn = "ffn"
     attn = "attn"
@@ -56,7 +56,7 @@ class Scope(Enum):
 
 @dataclass(frozen=True)
 class Intervention:
-    """How a component is read and written; the defaults are the paper's (METHOD section 2).
+    """How a component is read and written; the defaults are the paper's.
 
     Attributes:
         match_norm: the source vector is first scaled to the length of the module's own output.
@@ -79,7 +79,7 @@ PAPER = Intervention()
 ONE_CELL = ("overall", "source_last", "target_first", "fixed", "cross_validated")
 PER_DOCUMENT = ("margin", "entropy", "vote", "mean_logprob", "band", "router")
 STRATEGIES = (*ONE_CELL, *PER_DOCUMENT)
-# The paper's settings by kind of task (METHOD section 3, "coarse fixed settings"): component, source, target.
+# The paper's settings by kind of task (its coarse ones): component, source, target.
 FIXED: dict[str, tuple[str, str, str]] = {
     "understanding": ("attn", "last", "first"),
     "generation": ("ffn", "first", "first"),
@@ -163,8 +163,8 @@ class Cell(NamedTuple):
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """Of equally good cells the smallest is taken: the smallest target layer, then the largest source layer (METHOD
-        section 3), then ffn before attn."""
+        """Of equally good cells the smallest is taken, as in the paper: the smallest target layer, then the largest
+        source layer; then ffn before attn."""
         return self.target, -self.source, list(Component).index(self.component)
 
 

@@ -22,7 +22,7 @@ from hydra.core.utils import JobStatus
 import hydra_plugins.xtransplant_launchers as launchers
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import write_tasks
-from tests.integration.test_readme import commands
+from tests.integration.test_pages import commands
 from xtransplant import cli, compose
 
 GOOD = ("choice", "word", "contexts", "generate")

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.equivalence.tiny import save_checkpoint
-from tests.integration.test_readme import commands
+from tests.integration.test_pages import commands
 from xtransplant import cli, jobs, pairing, record
 from xtransplant.compose import compose
 from xtransplant.config import Split

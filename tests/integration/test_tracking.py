@@ -16,7 +16,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import write_tasks
-from tests.integration.test_readme import commands
+from tests.integration.test_pages import commands
 from xtransplant import cli, compose, families, record, tracking
 
 ROOT = Path(__file__).resolve().parents[2]
