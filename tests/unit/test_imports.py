@@ -58,6 +58,7 @@ ALLOWED: dict[str, set[str]] = {
         *("types", "config", "catalogue", "models", "grid", "analysis", "selection", "record", "measures", "overview"),
         *("compare", "languages", "reproduce"),
     },
+    "bundle": {"types", "checks", "disk", "record"},
     "tracking": {"config"},
     "tracking_worker": {"types", "record", "measures", "overview", "grid", "analysis", "charts"},
     "compose": {"types", "config", "checks", "catalogue", "families", "models", "selection", "training_data"},

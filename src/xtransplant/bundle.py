@@ -1,0 +1,520 @@
+"""One file for a run: what was asked, what came out, and what it takes to compute it again. Writing, reading, sending.
+
+A bundle is a zip that needs nothing of this program to be read: JSON, text, and a grid's arrays. `FORMAT` is its
+version: within one, entries and keys may be added; a reader ignores keys that it does not know. What would be read
+wrongly by an older version (a key with another meaning, an entry that moves) needs the next format, and the old one
+stays readable (tests/golden holds a bundle of each).
+
+Bundles come from strangers. Nothing in one is run; nothing is written but below a folder of its own, and no more than
+the limits below, whatever its headers say; each file has the hash that `bundle.json` gives it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shutil
+import stat
+import struct
+import tempfile
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import yaml
+
+from xtransplant import record
+from xtransplant.checks import folders
+from xtransplant.types import XTransplantError
+
+FORMAT = 1
+CONTENT, README, LOCK = "bundle.json", "README.txt", "lock.txt"
+RUN, SELECTION, ADAPTER, TASKS = "run", "selection", "adapter", "tasks"
+JOBS = ("evaluate", "grid", "sft")  # whose runs can be in a bundle
+
+# What a bundle may hold. A grid of 100,000 documents is below a tenth of these.
+MAX_ENTRIES = 10_000
+MAX_DIRECTORY = 4 << 20  # bytes of the zip's list of entries
+MAX_BYTES = 4 << 30  # of all entries together, unpacked
+MAX_JSON = 256 << 20  # of a file that is read as a whole
+MAX_RATIO = 200  # unpacked to packed, of what is larger than
+FREE_OF_RATIO = 1 << 20
+
+_SHORT = re.compile(r"[0-9a-f]{6,12}")
+_RUN_FOLDER = re.compile(r".*-(?P<short>[0-9a-f]{12})")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# Names that mean a device somewhere, and characters that mean more than themselves.
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_NOT_IN_NAMES = set('\\:*?"<>|')
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A finished run that was checked: each file has the hash that the manifest gives it.
+
+    Attributes:
+        place: what was asked for: a folder, a bundle, an address or a short name.
+        folder: a run's folder, that the jobs which read runs take. Of a bundle one that is gone afterwards, in which the
+            manifest's hashes are those of what was passed on.
+        manifest: as the run wrote it, with the hashes of its own files.
+        config: config.yaml, as plain values.
+        results: results.json.
+        withheld: path in the bundle -> {"sha256": of the original, "why": …}, e.g. of run/samples_<task>.jsonl. What is
+            withheld as a whole is not in the folder; of samples the texts alone are (`redacted`).
+        extras: folder with selection/, adapter/ and tasks/ as far as there are any; None for a run's own folder, whose
+            config says where they lie.
+        content: bundle.json; empty for a run's own folder.
+    """
+
+    place: str
+    folder: Path
+    manifest: dict[str, Any]
+    config: dict[str, Any]
+    results: dict[str, Any]
+    withheld: dict[str, dict[str, Any]] = field(default_factory=dict)
+    extras: Path | None = None
+    content: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def short(self) -> str:
+        """The run's short name: the hash of its config."""
+        return str(self.manifest["config_hash"])
+
+    @property
+    def selection(self) -> Path | None:
+        """The selection.json that came with the run; None if none did."""
+        return self._extra(SELECTION, "selection.json")
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder of the adapter that came with the run; None if none did, or not all of it."""
+        partly = any(path.startswith(f"{ADAPTER}/") for path in self.withheld)
+        return None if partly else self._extra(ADAPTER)
+
+    @property
+    def include_path(self) -> list[Path]:
+        """The folders of own tasks that came with the run, in the order of the config's task.include_path."""
+        if self.extras is None or not (self.extras / TASKS).is_dir():
+            return []
+        return sorted((self.extras / TASKS).iterdir(), key=lambda each: int(each.name))
+
+    def _extra(self, *parts: str) -> Path | None:
+        found = None if self.extras is None else self.extras.joinpath(*parts)
+        return found if found is not None and found.exists() else None
+
+
+# --- Opening -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened(place: str | Path, key: str = "run", output_dir: str | Path = "outputs") -> Iterator[Opened]:
+    """A run from its folder, a bundle, or its short name; what a bundle holds is there while this is open.
+
+    Args:
+        place: a run's folder, or a pattern that one matches; a bundle's file; at least 6 of the 12 hex digits that end
+            a run folder's name.
+        key: of the config that names the place, for messages.
+        output_dir: below which short names are looked for.
+
+    Raises:
+        XTransplantError: nothing, or no finished run, is there; several are; a file is damaged, or was changed since
+            the run; the bundle is not one, is of a newer format, or breaks a rule: the message names bundle and entry.
+    """
+    path = find(place, key, output_dir)
+    if path.is_dir():
+        yield _from_folder(str(place), path, key)
+        return
+    with tempfile.TemporaryDirectory(prefix="xtransplant-") as temporary:
+        yield _Reader(path, f"{key}={place}").unpack(Path(temporary))
+
+
+def find(place: str | Path, key: str = "run", output_dir: str | Path = "outputs") -> Path:
+    """The run's folder or the bundle's file that a place means.
+
+    Raises:
+        XTransplantError: there is none, or there are several: then with their names.
+    """
+    given = str(place)
+    path = Path(given).expanduser()
+    if path.exists():
+        return path
+    if _SHORT.fullmatch(given):
+        return _by_short_name(given, key, Path(output_dir).expanduser())
+    matching = folders(given) if any(sign in given for sign in "*?[") else []
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise XTransplantError(
+            f"{key}={given}: {len(matching)} folders match, e.g. {matching[0]} and {matching[1]}. Give one of them."
+        )
+    near = ""
+    if re.fullmatch("[0-9a-fA-F]{1,12}", given):
+        near = " A short name has 6 to 12 lower-case hex digits."
+    raise XTransplantError(
+        f"{key}={given}: there is no such folder or file.{near} Give a run's folder, a bundle (a .zip that `xtransplant "
+        "export` wrote), or a run's short name, the hex digits at the end of its folder's name."
+    )
+
+
+def _by_short_name(given: str, key: str, output_dir: Path) -> Path:
+    there = _short_names(output_dir)
+    found = [folder for folder, short in there.items() if short.startswith(given)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        shown = ", ".join(map(str, found[:5])) + (", …" if len(found) > 5 else "")
+        raise XTransplantError(
+            f"{key}={given}: {len(found)} runs below {output_dir} have a name that begins so: {shown}. Give more digits, "
+            "or the folder."
+        )
+    close = sorted(there, key=lambda folder: -_alike(given, there[folder]))[:3]
+    hint = f" Its {len(there)} runs: {', '.join(map(str, close))}{', …' if len(there) > 3 else ''}." if there else ""
+    raise XTransplantError(
+        f"{key}={given}: no finished run below {output_dir} has this short name.{hint} Give a folder or a bundle, or "
+        "as output_dir the folder that the run is in."
+    )
+
+
+def _short_names(output_dir: Path) -> dict[Path, str]:
+    """Folder of a finished run -> the hex digits that end its name."""
+    names = {path.parent: _RUN_FOLDER.fullmatch(path.parent.name) for path in sorted(output_dir.rglob(record.MANIFEST))}
+    return {folder: match["short"] for folder, match in names.items() if match is not None}
+
+
+def _alike(one: str, other: str) -> int:
+    return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
+
+
+def _from_folder(place: str, folder: Path, key: str) -> Opened:
+    run = record.load_run(folder)
+    if run is None:
+        raise XTransplantError(
+            f"{key}={place}: {folder} holds no finished run. Give the folder of one run, e.g. outputs/evaluate/<name>."
+        )
+    job = run.manifest.get("job")
+    if job not in JOBS:
+        raise XTransplantError(f"{key}={place}: a run of {job}. Give one of {', '.join(JOBS)}.")
+    text = _text(folder / record.CONFIG, str(folder / record.CONFIG))
+    return Opened(place, folder, run.manifest, read_config(text, str(folder / record.CONFIG)), run.results)
+
+
+def _text(path: Path, where: str) -> str:
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise XTransplantError(f"{where}: larger than {_size(MAX_JSON)}, which is no such file of ours.")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise XTransplantError(f"{where}: cannot be read ({error}).") from error
+
+
+def read_json(text: str, where: str, strict: bool = True) -> Any:
+    """JSON from a stranger.
+
+    Args:
+        where: the file, for messages.
+        strict: no NaN and infinity, which results may have: the mean of nothing.
+
+    Raises:
+        XTransplantError: not JSON; nested too deep; a number that is none, or too large; a name twice in one object.
+    """
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({name for name, _ in found}) < len(found):
+            raise ValueError("a name twice in one object")
+        return dict(found)
+
+    def whole(digits: str) -> int:
+        if len(digits) > 20:
+            raise ValueError(f"a number of {len(digits)} digits")
+        return int(digits)
+
+    def real(digits: str) -> float:
+        if not math.isfinite(number := float(digits)):
+            raise ValueError(f"a number that is too large: {digits[:30]}")
+        return number
+
+    def constant(name: str) -> float:
+        if strict:
+            raise ValueError(f"{name}, which is no number")
+        return float(name)
+
+    try:
+        return json.loads(
+            text, object_pairs_hook=pairs, parse_int=whole, parse_float=real, parse_constant=constant
+        )  # fmt: skip
+    except RecursionError as error:
+        raise XTransplantError(f"{where}: nested too deep to be read.") from error
+    except ValueError as error:
+        raise XTransplantError(f"{where}: not the JSON that it should be ({error}).") from error
+
+
+def read_config(text: str, where: str) -> dict[str, Any]:
+    """A run's config.yaml from a stranger, as plain values: nothing in it is looked up or run.
+
+    Raises:
+        XTransplantError: not YAML; not a mapping; aliases, tags of Python's, or an interpolation in it.
+    """
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ValueError("it has aliases, which no run writes")
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+            raise ValueError("not lines of key: value")
+        if "${" in json.dumps(content, default=str):
+            raise ValueError("it holds an interpolation, ${…}, which no run writes")
+    except RecursionError as error:
+        raise XTransplantError(f"{where}: nested too deep to be read.") from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise XTransplantError(f"{where}: not the config of a run ({' '.join(str(error).split())}).") from error
+    return content
+
+
+class _Reader:
+    """Reads one bundle; every error names it, and the entry.
+
+    Args:
+        named: the bundle, as it was asked for.
+    """
+
+    def __init__(self, path: Path, named: str) -> None:
+        self.path, self.named = path, named
+
+    def unpack(self, folder: Path) -> Opened:
+        """Check all of it, write it to a folder, which is there and empty, and read the run."""
+        try:
+            with self.path.open("rb") as stream:
+                self._check_directory(stream)
+                with zipfile.ZipFile(stream) as archive:
+                    return self._unpack(archive, folder)
+        except XTransplantError:
+            raise
+        except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise XTransplantError(f"{self.named}: damaged, or no zip ({error}). Copy or export it again.") from error
+        except (OSError, ValueError) as error:
+            raise XTransplantError(f"{self.named}: cannot be read ({error}). Copy or export it again.") from error
+
+    def _refuse(self, entry: str, why: str, todo: str = "Do not trust it, or export it again.") -> NoReturn:
+        shown = entry if entry.isprintable() else ascii(entry)
+        raise XTransplantError(f"{self.named}: {shown[:200]}: {why}. {todo}")
+
+    def _check_directory(self, stream: BinaryIO) -> None:
+        """The end of the zip: how long its list of entries is, before that is read into memory.
+
+        22 bytes: signature, four numbers of 16 bits (of which the last is the count of entries), the size and place of
+        the list (32 bits each), and the length of a comment (16 bits).
+        """
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - 42))
+        end = stream.read()
+        if end[-22:-18] != b"PK\x05\x06" or end[-2:] != b"\0\0":
+            raise XTransplantError(
+                f"{self.named}: not a bundle: no zip, or one with something behind it. Give the .zip that `xtransplant "
+                "export` wrote."
+            )
+        count, length = struct.unpack("<HI", end[-12:-6])
+        if count > MAX_ENTRIES or length > MAX_DIRECTORY or end[:4] == b"PK\x06\x07":
+            raise XTransplantError(f"{self.named}: {count} entries or more; a bundle has at most {MAX_ENTRIES}.")
+
+    def _unpack(self, archive: zipfile.ZipFile, folder: Path) -> Opened:
+        entries = archive.infolist()
+        if len(entries) > MAX_ENTRIES:
+            raise XTransplantError(f"{self.named}: {len(entries)} entries; a bundle has at most {MAX_ENTRIES}.")
+        self._check_names(entries)
+        by_name = {entry.filename: entry for entry in entries}
+        if CONTENT not in by_name:
+            self._refuse(CONTENT, "missing, so this is no bundle", "Give the .zip that `xtransplant export` wrote.")
+        self._check_entry(by_name[CONTENT])
+        if by_name[CONTENT].file_size > MAX_JSON:
+            self._refuse(CONTENT, f"larger than {_size(MAX_JSON)}")
+        text = b"".join(self._blocks(archive, by_name[CONTENT], MAX_JSON)).decode("utf-8")
+        content = self._check_content(read_json(text, f"{self.named}: {CONTENT}"), set(by_name))
+        self._check_sizes(entries)
+        # As a run lies among others: <job>/<name>.
+        run = folder / content["job"] / content["name"]
+        run.mkdir(parents=True)
+        left = MAX_BYTES
+        for name, expected in content["files"].items():
+            top, _, rest = name.partition("/")
+            path = run / rest if top == RUN else folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            digest, size = hashlib.sha256(), 0
+            with path.open("xb") as output:
+                for block in self._blocks(archive, by_name[name], left):
+                    digest.update(block)
+                    output.write(block)
+                    size += len(block)
+            left -= size
+            if digest.hexdigest() != expected:
+                self._refuse(name, f"its hash is not the one that {CONTENT} gives it, so it was changed or damaged")
+        return self._read_run(folder, run, content)
+
+    def _check_names(self, entries: list[zipfile.ZipInfo]) -> None:
+        seen: dict[str, str] = {}
+        for entry in entries:
+            name = entry.orig_filename
+            why = what_is_wrong_with(name)
+            if why is not None:
+                self._refuse(name, why)
+            # Upper and lower case, and two ways to write an accent, are one name on many a disk.
+            plain = unicodedata.normalize("NFC", name).casefold()
+            if plain in seen:
+                self._refuse(name, f"there twice, the other as {seen[plain]}")
+            seen[plain] = name
+        for plain, name in seen.items():
+            parts = plain.split("/")
+            for end in range(1, len(parts)):
+                if "/".join(parts[:end]) in seen:
+                    self._refuse(name, "lies below what is a file")
+
+    def _check_entry(self, entry: zipfile.ZipInfo) -> None:
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG) or entry.is_dir():
+            self._refuse(entry.filename, "a link, a folder or a device; a bundle has files only")
+        if entry.flag_bits & (0x1 | 0x40 | 0x2000):
+            self._refuse(entry.filename, "encrypted; a bundle is open to everybody")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            self._refuse(entry.filename, f"compressed by method {entry.compress_type}; a bundle is stored or deflated")
+
+    def _check_sizes(self, entries: list[zipfile.ZipInfo]) -> None:
+        for entry in entries:
+            self._check_entry(entry)
+            if entry.file_size > max(FREE_OF_RATIO, entry.compress_size * MAX_RATIO):
+                self._refuse(entry.filename, f"{_size(entry.file_size)} from {_size(entry.compress_size)}: a zip bomb")
+        total, packed = sum(entry.file_size for entry in entries), self.path.stat().st_size
+        # Of all together by the file's own size: entries may share bytes.
+        if total > min(MAX_BYTES, max(FREE_OF_RATIO, packed * MAX_RATIO)):
+            largest = max(entries, key=lambda entry: entry.file_size)
+            self._refuse(largest.filename, f"{_size(total)} in all from {_size(packed)}; at most {_size(MAX_BYTES)}")
+
+    def _blocks(self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit: int) -> Iterator[bytes]:
+        """The content of an entry; what comes out is counted, not what the header promises."""
+        size = 0
+        try:
+            with archive.open(entry) as stream:
+                while block := stream.read(1 << 20):
+                    size += len(block)
+                    if size > min(limit, entry.file_size):
+                        self._refuse(entry.filename, f"more than the {_size(min(limit, entry.file_size))} it may have")
+                    yield block
+        except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError) as error:
+            self._refuse(entry.filename, f"damaged ({error})", "Copy or export it again.")
+        if size != entry.file_size:
+            self._refuse(entry.filename, f"damaged: {size} bytes of {entry.file_size}", "Copy or export it again.")
+
+    def _check_content(self, content: Any, names: set[str]) -> dict[str, Any]:
+        """bundle.json: its form, and that it names every entry and no other."""
+        version = content.get("format") if isinstance(content, dict) else None
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            self._refuse(CONTENT, "no bundle's", "Give the .zip that `xtransplant export` wrote.")
+        if version > FORMAT:
+            self._refuse(
+                CONTENT,
+                f"format {version}, written by xtransplant {str(content.get('xtransplant'))[:40]}; this version reads "
+                f"{FORMAT}",
+                "Update xtransplant.",
+            )
+        for name, kind in {"job": str, "name": str, "short": str, "files": dict, "withheld": dict}.items():
+            if not isinstance(content.get(name), kind):
+                self._refuse(CONTENT, f"{name} is missing, or no {'text' if kind is str else 'object'}")
+        if content["job"] not in JOBS:
+            self._refuse(CONTENT, f"a run of {content['job'][:40]!r}; known are {', '.join(JOBS)}")
+        if what_is_wrong_with(content["name"]) is not None or "/" in content["name"]:
+            self._refuse(CONTENT, f"{content['name'][:80]!r} cannot be a folder's name")
+        files, withheld = content["files"], content["withheld"]
+        for path, digest in files.items():
+            if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+                self._refuse(path, f"{CONTENT} gives it no sha256")
+            top, _, rest = path.partition("/")
+            if top == TASKS and not re.fullmatch(r"\d{1,4}/.+", rest):
+                self._refuse(path, f"below {TASKS}/ are numbered folders")
+        for path, facts in withheld.items():
+            if not isinstance(facts, dict) or not isinstance(facts.get("why"), str):
+                self._refuse(path, f"{CONTENT} does not say why it is withheld")
+            if not _SHA256.fullmatch(str(facts.get("sha256"))):
+                self._refuse(path, f"{CONTENT} gives it no sha256")
+        missing, extra = files.keys() - names, names - files.keys() - {CONTENT}
+        if missing or CONTENT in files:
+            self._refuse(min(missing or {CONTENT}), f"named in {CONTENT}, and not there")
+        if extra:
+            self._refuse(min(extra), f"not named in {CONTENT}")
+        for name in (record.MANIFEST, record.CONFIG, "results.json"):
+            if f"{RUN}/{name}" not in files:
+                self._refuse(f"{RUN}/{name}", "missing")
+        return dict(content)
+
+    def _read_run(self, folder: Path, run: Path, content: dict[str, Any]) -> Opened:
+        def text(name: str) -> str:
+            return _text(run / name, f"{self.named}: {RUN}/{name}")
+
+        def where(name: str) -> str:
+            return f"{self.named}: {RUN}/{name}"
+
+        manifest = read_json(text(record.MANIFEST), where(record.MANIFEST))
+        kinds = {"files": dict, "model": dict, "environment": dict}
+        for name, kind in kinds.items():
+            if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kind):
+                self._refuse(f"{RUN}/{record.MANIFEST}", f"not a manifest: {name} is missing")
+        for name, said in {"job": content["job"], "config_hash": content["short"]}.items():
+            if manifest.get(name) != said:
+                self._refuse(f"{RUN}/{record.MANIFEST}", f"its {name} is not the one that {CONTENT} gives")
+        hashes = self._check_run_files(manifest["files"], content)
+        results = read_json(text("results.json"), where("results.json"), strict=False)
+        if not isinstance(results, dict):
+            self._refuse(f"{RUN}/results.json", "not the results of a run")
+        if any(path.startswith(f"{RUN}/") for path in content["withheld"]):
+            record.write(run / record.MANIFEST, record.as_json({**manifest, "files": hashes}))
+        return Opened(
+            self.named.partition("=")[2],
+            run,
+            manifest,
+            read_config(text(record.CONFIG), where(record.CONFIG)),
+            results,
+            content["withheld"],
+            folder,
+            content,
+        )
+
+    def _check_run_files(self, recorded: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, str]:
+        """The files that the manifest names are in the bundle, or withheld; their hashes as they are here."""
+        here: dict[str, str] = {}
+        for name, digest in recorded.items():
+            path = f"{RUN}/{name}"
+            withheld = content["withheld"].get(path)
+            if digest != (content["files"].get(path) if withheld is None else withheld["sha256"]):
+                self._refuse(path, f"not the file that {record.MANIFEST} names")
+            if path in content["files"]:
+                here[name] = content["files"][path]
+        ours = {path.removeprefix(f"{RUN}/") for path in content["files"] if path.startswith(f"{RUN}/")}
+        extra = ours - here.keys() - {record.MANIFEST}
+        if extra:
+            self._refuse(f"{RUN}/{min(extra)}", f"not named in {record.MANIFEST}")
+        return here
+
+
+def what_is_wrong_with(name: str) -> str | None:
+    """Why a path is not one to be written below a folder, on any system; None if it is."""
+    parts = name.split("/")
+    if not name or not name.isprintable() or len(name.encode("utf-8", "replace")) > 1024:
+        return "its name cannot be shown, or is empty or longer than 1024 bytes"
+    if name.startswith("/") or _NOT_IN_NAMES & set(name):
+        return "an absolute path, a drive, or a character that a path of a bundle has not"
+    if ".." in parts or "." in parts:
+        return "its path leads out of the bundle"
+    if any(not part or part[-1] in ". " or len(part.encode()) > 255 or _DEVICE.fullmatch(part) for part in parts):
+        return "its path cannot be written everywhere: a part is empty, too long, a device, or ends in a dot or blank"
+    return None
+
+
+def _size(number: int) -> str:
+    for unit in ("bytes", "KB", "MB"):
+        if number < 10_000:
+            return f"{number} {unit}"
+        number //= 1024
+    return f"{number} GB"
