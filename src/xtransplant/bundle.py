@@ -23,15 +23,18 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import yaml
 
-from xtransplant import record
+from xtransplant import __version__, disk, record
 from xtransplant.checks import folders
+from xtransplant.embedded import sha256_of
+from xtransplant.models import TRAINED_ON
 from xtransplant.types import XTransplantError
 
 FORMAT = 1
@@ -54,6 +57,17 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _NOT_IN_NAMES = set('\\:*?"<>|')
 
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+# What an own task is made of. What else lies beside it, data above all, is somebody's.
+_TASK_FILES = (".yaml", ".yml", ".py", ".toml", ".jinja", ".jinja2", ".md", ".txt")
+_MAX_TASK_FILES = 2_000
+# Of a document in a file of samples: what is no text of the data. What the model generated is the model's.
+_NO_TEXT_OF_DATA = (
+    *("key", "filter", "metrics", "source_task", "doc_id", "doc_hash", "prompt_hash", "target_hash"),
+    *("resps", "filtered_resps"),
+)
+_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip knows: the same run gives the same bytes
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -61,8 +75,8 @@ class Opened:
 
     Attributes:
         place: what was asked for: a folder, a bundle, an address or a short name.
-        folder: a run's folder, that the jobs which read runs take. Of a bundle one that is gone afterwards, in which the
-            manifest's hashes are those of what was passed on.
+        folder: a run's folder, that the jobs which read runs take. Of a bundle one that is gone afterwards, in which
+            the manifest's hashes are those of what was passed on.
         manifest: as the run wrote it, with the hashes of its own files.
         config: config.yaml, as plain values.
         results: results.json.
@@ -71,6 +85,7 @@ class Opened:
         extras: folder with selection/, adapter/ and tasks/ as far as there are any; None for a run's own folder, whose
             config says where they lie.
         content: bundle.json; empty for a run's own folder.
+        file: the bundle; None for a run's own folder.
     """
 
     place: str
@@ -81,11 +96,28 @@ class Opened:
     withheld: dict[str, dict[str, Any]] = field(default_factory=dict)
     extras: Path | None = None
     content: dict[str, Any] = field(default_factory=dict)
+    file: Path | None = None
 
     @property
     def short(self) -> str:
         """The run's short name: the hash of its config."""
         return str(self.manifest["config_hash"])
+
+    def samples(self, task: str) -> list[dict[str, Any]]:
+        """A task's documents as the harness writes them; their texts may be withheld, see `redacted`.
+
+        Raises:
+            XTransplantError: the run has none of this task, or they cannot be read.
+        """
+        name = f"samples_{task}.jsonl"
+        where = f"{self.place}: {name}"
+        if name not in self.manifest["files"] or not (self.folder / name).is_file():
+            raise XTransplantError(f"{where}: the run has no such file.")
+        lines = enumerate(_text(self.folder / name, where).split("\n"), start=1)
+        rows = [read_json(line, f"{where}, line {number}", strict=False) for number, line in lines if line]
+        if not all(isinstance(row, dict) for row in rows):
+            raise XTransplantError(f"{where}: not a file of samples.")
+        return rows
 
     @property
     def selection(self) -> Path | None:
@@ -118,8 +150,8 @@ def opened(place: str | Path, key: str = "run", output_dir: str | Path = "output
     """A run from its folder, a bundle, or its short name; what a bundle holds is there while this is open.
 
     Args:
-        place: a run's folder, or a pattern that one matches; a bundle's file; at least 6 of the 12 hex digits that end
-            a run folder's name.
+        place: a run's folder, or a pattern that one matches; a bundle's file, or its address on the hub or W&B; at
+            least 6 of the 12 hex digits that end a run folder's name.
         key: of the config that names the place, for messages.
         output_dir: below which short names are looked for.
 
@@ -127,24 +159,26 @@ def opened(place: str | Path, key: str = "run", output_dir: str | Path = "output
         XTransplantError: nothing, or no finished run, is there; several are; a file is damaged, or was changed since
             the run; the bundle is not one, is of a newer format, or breaks a rule: the message names bundle and entry.
     """
-    path = find(place, key, output_dir)
-    if path.is_dir():
-        yield _from_folder(str(place), path, key)
-        return
+    given = str(place)
     with tempfile.TemporaryDirectory(prefix="xtransplant-") as temporary:
-        yield _Reader(path, f"{key}={place}").unpack(Path(temporary))
+        fetched, unpacked = Path(temporary, "fetched"), Path(temporary, "unpacked")
+        path = fetch(given, fetched, key) if is_address(given) else find(given, key, output_dir)
+        if path.is_dir():
+            yield _from_folder(given, path, key)
+        else:
+            unpacked.mkdir()
+            yield _Reader(path, f"{key}={given}").unpack(unpacked)
 
 
-def find(place: str | Path, key: str = "run", output_dir: str | Path = "outputs") -> Path:
-    """The run's folder or the bundle's file that a place means.
+def find(given: str, key: str = "run", output_dir: str | Path = "outputs") -> Path:
+    """The run's folder or the bundle's file that a place here means.
 
     Raises:
         XTransplantError: there is none, or there are several: then with their names.
     """
-    given = str(place)
-    path = Path(given).expanduser()
-    if path.exists():
-        return path
+    with suppress(OSError, ValueError):  # no path at all: too long, or a NUL in it
+        if (path := Path(given).expanduser()).exists():
+            return path
     if _SHORT.fullmatch(given):
         return _by_short_name(given, key, Path(output_dir).expanduser())
     matching = folders(given) if any(sign in given for sign in "*?[") else []
@@ -158,8 +192,8 @@ def find(place: str | Path, key: str = "run", output_dir: str | Path = "outputs"
     if re.fullmatch("[0-9a-fA-F]{1,12}", given):
         near = " A short name has 6 to 12 lower-case hex digits."
     raise XTransplantError(
-        f"{key}={given}: there is no such folder or file.{near} Give a run's folder, a bundle (a .zip that `xtransplant "
-        "export` wrote), or a run's short name, the hex digits at the end of its folder's name."
+        f"{key}={given}: there is no such folder or file.{near} Give a run's folder, a bundle (a .zip that "
+        "`xtransplant export` wrote), or a run's short name, the hex digits at the end of its folder's name."
     )
 
 
@@ -171,8 +205,8 @@ def _by_short_name(given: str, key: str, output_dir: Path) -> Path:
     if found:
         shown = ", ".join(map(str, found[:5])) + (", …" if len(found) > 5 else "")
         raise XTransplantError(
-            f"{key}={given}: {len(found)} runs below {output_dir} have a name that begins so: {shown}. Give more digits, "
-            "or the folder."
+            f"{key}={given}: {len(found)} runs below {output_dir} have a name that begins so: {shown}. Give more "
+            "digits, or the folder."
         )
     close = sorted(there, key=lambda folder: -_alike(given, there[folder]))[:3]
     hint = f" Its {len(there)} runs: {', '.join(map(str, close))}{', …' if len(there) > 3 else ''}." if there else ""
@@ -479,6 +513,7 @@ class _Reader:
             content["withheld"],
             folder,
             content,
+            self.path,
         )
 
     def _check_run_files(self, recorded: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, str]:
@@ -518,3 +553,455 @@ def _size(number: int) -> str:
             return f"{number} {unit}"
         number //= 1024
     return f"{number} GB"
+
+
+# --- Writing -------------------------------------------------------------------------------------------------------
+
+
+def redacted(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A document of a file of samples with the data's texts as hashes, `sha256:<hex>`; all else, and its form, stays.
+
+    Equal texts have equal hashes, so prompts can still be compared. Scores, log-probabilities and what the model
+    generated are there.
+    """
+    found = {name: value if name in _NO_TEXT_OF_DATA else _hashed(value) for name, value in row.items()}
+    if "doc" in row:
+        found["doc"] = _hashed(json.dumps(row["doc"], sort_keys=True, ensure_ascii=False))
+    if isinstance(row.get("arguments"), list):
+        # How was generated, a mapping, is no text of the data.
+        found["arguments"] = [
+            [part if isinstance(part, Mapping) else _hashed(part) for part in each]
+            if isinstance(each, list)
+            else _hashed(each)
+            for each in row["arguments"]
+        ]
+    return found
+
+
+def _hashed(value: Any) -> Any:
+    if isinstance(value, str):
+        return f"sha256:{hashlib.sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()}"
+    if isinstance(value, Mapping):
+        return {name: _hashed(each) for name, each in value.items()}
+    return [_hashed(each) for each in value] if isinstance(value, list) else value
+
+
+def write(
+    run: Opened, path: Path, samples: bool | None = None, largest: float = 64, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write a run's bundle, at once or not at all; the same run gives the same bytes in the same environment.
+
+    Args:
+        run: from its own folder.
+        samples: pass on the texts of documents; None: if the run's config says that they may be (task.redistribute).
+        largest: megabytes of a file of weights that is passed on; of a larger one its hash is.
+        overwrite: replace a file that is there with other content.
+
+    Returns:
+        bundle.json.
+
+    Raises:
+        XTransplantError: the adapter has changed since the run; there are too many task files; the file is there and
+            not to be replaced, or cannot be written; or the bundle would break a rule of those that are read.
+    """
+    content, entries = _Collected(run, samples, int(largest * 2**20)).all()
+    with _replacing(path, overwrite) as temporary:
+        with zipfile.ZipFile(temporary, "w", allowZip64=False, compresslevel=9) as archive:
+            for name in sorted(entries):
+                _put(archive, name, entries[name])
+        with opened(temporary, "to"):
+            pass  # what is written can be read
+    return content
+
+
+def copy(file: Path, path: Path, overwrite: bool = False) -> None:
+    """Write a bundle that was opened to another place, as it is.
+
+    Raises:
+        XTransplantError: as `write`, of the file.
+    """
+    with _replacing(path, overwrite) as temporary:
+        shutil.copyfile(file, temporary)
+
+
+@contextmanager
+def _replacing(path: Path, overwrite: bool) -> Iterator[Path]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with disk.replacing(path) as temporary:
+            yield temporary
+            if path.exists() and not overwrite and sha256_of(path) != sha256_of(temporary):
+                raise XTransplantError(
+                    f"to={path}: there is another file. Give another name, or replace it with overwrite=true."
+                )
+    except (OSError, zipfile.LargeZipFile) as error:
+        raise XTransplantError(f"to={path}: cannot be written ({error}). Give a file in a folder of yours.") from error
+
+
+def _put(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> None:
+    entry = zipfile.ZipInfo(name, _TIME)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.create_system = 3  # Unix, whatever this is
+    entry.external_attr = (stat.S_IFREG | 0o644) << 16
+    if isinstance(content, bytes):
+        archive.writestr(entry, content)
+    else:
+        with content.open("rb") as source, archive.open(entry, "w") as output:
+            shutil.copyfileobj(source, output, 1 << 20)
+
+
+class _Collected:
+    """What goes into a run's bundle: its entries, and what is withheld, and why."""
+
+    def __init__(self, run: Opened, samples: bool | None, largest: int) -> None:
+        self.run, self.largest = run, largest
+        self.entries: dict[str, bytes | Path] = {}
+        self.withheld: dict[str, dict[str, Any]] = {}
+        task = run.config.get("task") or {}
+        self.licence = task.get("licence")
+        allowed = task.get("redistribute") is True
+        self.whole = allowed if samples is None else samples
+        name = task.get("name")
+        if samples is False:
+            self.why = "its documents' texts are hashes, as was asked for (samples=false)"
+        elif task.get("redistribute") is False:
+            self.why = f"its documents' texts are hashes: the data of {name} ({self.licence}) may not be passed on"
+        else:
+            self.why = f"its documents' texts are hashes: it is not known whether the data of {name} may be passed on"
+
+    def all(self) -> tuple[dict[str, Any], dict[str, bytes | Path]]:
+        """bundle.json, and every entry."""
+        manifest = self.run.manifest
+        for name in manifest["files"]:
+            self._run_file(name)
+        self.entries[f"{RUN}/{record.MANIFEST}"] = self.run.folder / record.MANIFEST
+        content = {
+            "format": FORMAT,
+            "xtransplant": __version__,
+            "job": manifest["job"],
+            "name": self.run.folder.name,
+            "short": self.run.short,
+            "documents": {"licence": self.licence, "passed_on": self.whole},
+            "selection": self._selection(),
+            "adapter": self._adapter(),
+            "tasks": self._tasks(),
+            "withheld": self.withheld,
+        }
+        self.entries[LOCK] = lock(manifest["environment"]).encode()
+        self.entries[README] = _readme(content, manifest).encode()
+        content["files"] = {name: self._sha256(entry) for name, entry in sorted(self.entries.items())}
+        self.entries[CONTENT] = record.as_json(content).encode()
+        return content, self.entries
+
+    def _sha256(self, entry: bytes | Path) -> str:
+        return sha256_of(entry) if isinstance(entry, Path) else hashlib.sha256(entry).hexdigest()
+
+    def _run_file(self, name: str) -> None:
+        path, entry = self.run.folder / name, f"{RUN}/{name}"
+        if name.startswith("samples_") and name.endswith(".jsonl") and not self.whole:
+            self._withhold(entry, path, self.why)
+            with path.open(encoding="utf-8") as lines:
+                rows = [record.as_json(redacted(json.loads(line)), indent=None) for line in lines]
+            self.entries[entry] = "".join(rows).encode()
+        else:
+            self._add(entry, path)
+
+    def _add(self, entry: str, path: Path) -> None:
+        size = path.stat().st_size
+        if path.suffix in _WEIGHTS and size > self.largest:
+            self._withhold(entry, path, f"{_size(size)} of weights, more than largest={self.largest / 2**20:g} MB")
+        else:
+            self.entries[entry] = path
+
+    def _withhold(self, entry: str, path: Path, why: str) -> None:
+        self.withheld[entry] = {"sha256": sha256_of(path), "why": why}
+
+    def _selection(self) -> str | None:
+        """As the run has recorded it: the file may hold others, or have changed since."""
+        asked = (self.run.results.get("config") or {}).get("model_args") or {}
+        chosen = asked.get("selection")
+        if chosen is None:
+            return None
+        path = f"{SELECTION}/selection.json"
+        self.entries[path] = record.as_json({"format": chosen["format"], "selections": [chosen]}).encode()
+        return path
+
+    def _adapter(self) -> dict[str, Any] | None:
+        """An adapter in a folder; of one on the hub its name and commit say what it was."""
+        known = self.run.manifest["model"].get("adapter")
+        if known is None:
+            return None
+        folder, files = Path(str(known["path"])).expanduser(), known.get("files") or {}
+        there = folder.is_dir()
+        for name, digest in files.items():
+            path, entry = folder / name, f"{ADAPTER}/{name}"
+            if not there or not path.is_file():
+                self.withheld[entry] = {"sha256": digest, "why": "it was not in a folder here when this was written"}
+            elif sha256_of(path) != digest:
+                raise XTransplantError(
+                    f"model.adapter: {path} has changed since the run. Put the adapter back that the run was made "
+                    "with, or do the run again with overwrite=true."
+                )
+            else:
+                self._add(entry, path)
+        # What says which documents it was trained on, so that they are refused there too.
+        for name in (TRAINED_ON, record.MANIFEST) if there else ():
+            if (folder / name).is_file():
+                self.entries[f"{ADAPTER}/{name}"] = folder / name
+        return {"path": known["path"], "revision": known.get("revision"), "files": files}
+
+    def _tasks(self) -> list[dict[str, Any]]:
+        """The folders of own tasks: what tasks are made of; of other files, of data, the hashes."""
+        found = []
+        for number, given in enumerate((self.run.config.get("task") or {}).get("include_path") or []):
+            folder = Path(str(given)).expanduser()
+            found.append({"folder": f"{TASKS}/{number}" if folder.is_dir() else None, "given": given})
+            paths = [
+                path
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+                and not any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)
+            ]
+            if len(paths) > _MAX_TASK_FILES:
+                raise XTransplantError(
+                    f"task.include_path: {folder} holds {len(paths)} files, and all of it would be in the bundle. Move "
+                    f"the tasks to a folder of their own, of at most {_MAX_TASK_FILES} files."
+                )
+            for path in paths:
+                entry = f"{TASKS}/{number}/{path.relative_to(folder).as_posix()}"
+                if not path.resolve().is_relative_to(folder.resolve()):
+                    self._withhold(entry, path, "a link that leads out of its folder")
+                elif path.suffix in _TASK_FILES:
+                    self.entries[entry] = path
+                else:
+                    self._withhold(entry, path, "not a task's own file; it is not known whether data may be passed on")
+        return found
+
+
+def lock(environment: Mapping[str, Any]) -> str:
+    """Requirements for pip: the versions that a run has recorded, and of all other packages those that are here."""
+    recorded: Mapping[str, str] = environment.get("versions") or {}
+    own = {_plain_name(name): version for name, version in recorded.items()}
+    here = {_plain_name(each.metadata["Name"]): each.version for each in distributions() if each.metadata["Name"]}
+    git = environment.get("git") or {}
+    commit = f", commit {git['commit']}{' and changes' if git.get('changed') else ''}" if git.get("commit") else ""
+    lines = [
+        f"# Python {environment.get('python')}, {environment.get('platform')}",
+        f"# xtransplant {own.get('xtransplant')}{commit}: install that first, then: pip install -r {LOCK}",
+        "# Versions that the run did not record are those of where this file was written.",
+    ]
+    for name, version in sorted((here | own).items()):
+        if name not in ("xtransplant", "pip"):
+            public, plus, _ = version.partition("+")
+            lines.append(f"{name}=={public}{f'  # {version}' if plus else ''}")
+    return "\n".join(lines) + "\n"
+
+
+def _plain_name(name: str) -> str:
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def _readme(content: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    withheld = content["withheld"]
+    lines = [
+        f"A run of xtransplant {content['xtransplant']}: {content['job']}, {content['name']}.",
+        "",
+        "Cross-lingual activation transplantation (arXiv 2412.12686): the outputs of a language model's layers for a",
+        "prompt in one language, put into the forward pass for the same prompt in another.",
+        "",
+        "This zip needs no program of ours to be read. All text is UTF-8.",
+        "",
+        f"  {CONTENT}             what is here, with the sha256 of every file; format {content['format']}",
+        f"  {LOCK}                the packages, as pip wants them",
+        "  run/config.yaml         what was asked",
+        "  run/manifest.json       what was computed: model, data and prompts by their hashes, environment, cost",
+        "  run/results.json        the metrics",
+    ]
+    if any(name.startswith("samples_") for name in manifest["files"]):
+        lines.append(
+            "  run/samples_*.jsonl     a document a line: prompts, responses (log-probabilities or texts), scores"
+        )
+    if "grid.npz" in manifest["files"]:
+        lines += [
+            "  run/grid.npz            every layer pair: arrays for numpy.load(…, allow_pickle=False); `names` is JSON",
+            "                          (as bytes) with documents, cells and metrics, in the order of the arrays",
+        ]
+    if content["selection"]:
+        lines.append("  selection/              the layer pairs that were chosen, and on what")
+    if content["adapter"]:
+        lines.append("  adapter/                the PEFT adapter, as far as it is small enough")
+    if content["tasks"]:
+        lines.append("  tasks/<n>/              lm-eval tasks of task.include_path, by their number there")
+    licence = content["documents"]["licence"]
+    if licence is not None:
+        lines += ["", f"The documents' licence: {licence}."]
+    if withheld:
+        lines += ["", f"Withheld, the hash of the original in {CONTENT}:", ""]
+        lines += [f"  {name}: {facts['why']}" for name, facts in sorted(withheld.items())]
+    lines += [
+        "",
+        "In Python:",
+        "",
+        "  import json, zipfile",
+        "  bundle = zipfile.ZipFile('this.zip')",
+        "  json.loads(bundle.read('run/results.json'))['results']",
+        "",
+        "With xtransplant: xtransplant reproduce run=this.zip; xtransplant diff this.zip other.zip.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# --- Sending -------------------------------------------------------------------------------------------------------
+
+_HUB = re.compile(
+    r"hf://datasets/(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>[\w./-]+\.zip)(@(?P<revision>[\w./-]+))?", re.ASCII
+)
+_WANDB = re.compile(
+    r"wandb://(?P<entity>[\w.-]+)/(?P<project>[\w.-]+)/(?P<name>[\w.-]+)(:(?P<version>[\w.-]+))?", re.ASCII
+)
+_ADDRESS = re.compile(r"(hf|wandb)://.*", re.DOTALL)
+_FORMS = "hf://datasets/<owner>/<repository>/<path>.zip or wandb://<entity>/<project>/<name>"
+
+
+def is_address(place: str) -> bool:
+    """Whether a place is on the Hugging Face hub or W&B."""
+    return _ADDRESS.fullmatch(place) is not None
+
+
+def address_fault(place: str) -> str | None:
+    """What is wrong with the form of an address; None if nothing is."""
+    found = _HUB.fullmatch(place) or _WANDB.fullmatch(place)
+    if found is None or ".." in place:
+        return f"no address that is known. Give {_FORMS}"
+    return None
+
+
+def push(path: Path, address: str) -> str:
+    """Send a bundle to a data set on the hub, or as an artifact to W&B. Returns where it can be seen.
+
+    A repository that is not there is made, private. Both clients know the account from where they always do.
+
+    Raises:
+        XTransplantError: the address has no form that is known; the client refused.
+    """
+    _checked(address, "to")
+    hub, wandb = _HUB.fullmatch(address), _WANDB.fullmatch(address)
+    try:
+        if hub is not None:
+            if hub["revision"] is not None:
+                raise XTransplantError(f"to={address}: a bundle is added to the main branch. Leave @… out.")
+            return _push_to_hub(path, hub["repository"], hub["file"])
+        assert wandb is not None
+        if wandb["version"] is not None:
+            raise XTransplantError(f"to={address}: W&B numbers the versions itself. Leave :{wandb['version']} out.")
+        return _push_to_wandb(path, wandb["entity"], wandb["project"], wandb["name"])
+    except XTransplantError:
+        raise
+    except Exception as error:
+        raise _of_client("to", address, error) from error
+
+
+def fetch(address: str, folder: Path, key: str = "run") -> Path:
+    """Get a bundle by its address, into a folder or the hub's own cache. Returns its file, which is not checked yet.
+
+    Raises:
+        XTransplantError: there is none, it is too large, or it cannot be reached.
+    """
+    _checked(address, key)
+    hub, wandb = _HUB.fullmatch(address), _WANDB.fullmatch(address)
+    try:
+        if hub is not None:
+            return _fetch_from_hub(hub["repository"], hub["file"], hub["revision"], f"{key}={address}")
+        assert wandb is not None
+        name = f"{wandb['entity']}/{wandb['project']}/{wandb['name']}:{wandb['version'] or 'latest'}"
+        return _fetch_from_wandb(name, folder, f"{key}={address}")
+    except XTransplantError:
+        raise
+    except Exception as error:
+        raise _of_client(key, address, error) from error
+
+
+def _checked(address: str, key: str) -> None:
+    why = address_fault(address)
+    if why is not None:
+        raise XTransplantError(f"{key}={address}: {why}.")
+
+
+def _of_client(key: str, address: str, error: Exception) -> XTransplantError:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return XTransplantError(
+        f"{key}={address}: {type(error).__name__}: {said[:300]}. Is the address right, and are you logged in "
+        f"({'hf auth login' if address.startswith('hf') else 'wandb login'})?"
+    )
+
+
+def _push_to_hub(path: Path, repository: str, file: str) -> str:
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    hub.create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
+    message = f"Add {file}"
+    done = hub.upload_file(
+        path_or_fileobj=path, path_in_repo=file, repo_id=repository, repo_type="dataset", commit_message=message
+    )
+    return str(done)
+
+
+def _fetch_from_hub(repository: str, file: str, revision: str | None, named: str) -> Path:
+    from huggingface_hub import HfApi, constants, hf_hub_download
+
+    if not constants.HF_HUB_OFFLINE:
+        there = HfApi().get_paths_info(repository, [file], revision=revision, repo_type="dataset")
+        if not there:
+            raise XTransplantError(f"{named}: the repository has no such file.")
+        _refuse_large(getattr(there[0], "size", 0), named)
+    return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
+
+
+def _push_to_wandb(path: Path, entity: str, project: str, name: str) -> str:
+    import wandb
+
+    # Nothing but the artifact: neither what this machine is, nor the code, nor what is printed.
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        save_code=False,
+        disable_git=True,
+        disable_job_creation=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="xtransplant-") as folder,
+        wandb.init(
+            entity=entity, project=project, job_type="export", dir=folder, mode="online", settings=settings
+        ) as run,
+    ):
+        artifact = wandb.Artifact(name, type=_ARTIFACT)
+        artifact.add_file(str(path), name=_ARTIFACT_FILE, skip_cache=True)
+        run.log_artifact(artifact).wait()
+        return str(run.url)
+
+
+def _fetch_from_wandb(name: str, folder: Path, named: str) -> Path:
+    import wandb
+
+    artifact = wandb.Api().artifact(name, type=_ARTIFACT)
+    entry = artifact.manifest.entries.get(_ARTIFACT_FILE)
+    # One file, and none that only says where else it lies: others of a stranger's are not fetched.
+    if entry is None or entry.ref is not None:
+        raise XTransplantError(
+            f"{named}: an artifact without {_ARTIFACT_FILE}, so none that `xtransplant export` sent."
+        )
+    _refuse_large(entry.size or 0, named)
+    return Path(artifact.get_entry(_ARTIFACT_FILE).download(root=str(folder), skip_cache=True))
+
+
+_ARTIFACT, _ARTIFACT_FILE = "xtransplant-bundle", "bundle.zip"
+
+
+def _refuse_large(size: int, named: str) -> None:
+    if size > MAX_BYTES:
+        raise XTransplantError(f"{named}: {_size(size)}; a bundle has at most {_size(MAX_BYTES)}.")

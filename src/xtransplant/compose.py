@@ -70,6 +70,8 @@ _OTHER_CHOICES = {
     _LAUNCHER: "What each is for: docs/launchers.md.",
 }
 
+_LIKE_A_NUMBER = re.compile(r"\d[\d_]*(e\d+)?")
+
 # A language code with subtags, e.g. sw, zh-Hant, zh_CN. After a hyphen they begin with a capital or a digit, so that
 # it is clear where the second language of a pair begins.
 _CODE = "[a-z]{2,3}(?:_[A-Za-z0-9]+|-[A-Z0-9][A-Za-z0-9]*)*"
@@ -501,6 +503,9 @@ class _Reader:
         key = body.partition("=")[0]
         if key == "experiment":
             return body
+        value = body.partition("=")[2]
+        if key in self.keys and self.keys[key].annotation is str and _LIKE_A_NUMBER.fullmatch(value):
+            return f'{key}="{value}"'  # a short name such as 4e1234567890, and no such number
         mappings = [each.name for each in self.keys.values() if typing.get_origin(each.annotation) is dict]
         if any(key == name or key.startswith(f"{name}.") for name in mappings):
             return f"++{body}"
