@@ -49,6 +49,7 @@ MAX_BYTES = 4 << 30  # of all entries together, unpacked
 MAX_JSON = 256 << 20  # of a file that is read as a whole
 MAX_RATIO = 200  # unpacked to packed, of what is larger than
 FREE_OF_RATIO = 1 << 20
+_MAX_CONFIG, _MAX_DEPTH = 1 << 20, 32
 
 _SHORT = re.compile(r"[0-9a-f]{6,12}")
 _RUN_FOLDER = re.compile(r".*-(?P<short>[0-9a-f]{12})")
@@ -182,17 +183,18 @@ def find(given: str, key: str = "run", output_dir: str | Path = "outputs") -> Pa
     if _SHORT.fullmatch(given):
         return _by_short_name(given, key, Path(output_dir).expanduser())
     matching = folders(given) if any(sign in given for sign in "*?[") else []
+    matching = [folder for folder in matching if (folder / record.MANIFEST).is_file()]
     if len(matching) == 1:
         return matching[0]
     if matching:
         raise XTransplantError(
-            f"{key}={given}: {len(matching)} folders match, e.g. {matching[0]} and {matching[1]}. Give one of them."
+            f"{key}={given}: {len(matching)} runs match, e.g. {matching[0]} and {matching[1]}. Give one of them."
         )
     near = ""
     if re.fullmatch("[0-9a-fA-F]{1,12}", given):
         near = " A short name has 6 to 12 lower-case hex digits."
     raise XTransplantError(
-        f"{key}={given}: there is no such folder or file.{near} Give a run's folder, a bundle (a .zip that "
+        f"{key}={given}: there is no such run or file.{near} Give a run's folder, a bundle (a .zip that "
         "`xtransplant export` wrote), or a run's short name, the hex digits at the end of its folder's name."
     )
 
@@ -293,19 +295,25 @@ def read_config(text: str, where: str) -> dict[str, Any]:
     """A run's config.yaml from a stranger, as plain values: nothing in it is looked up or run.
 
     Raises:
-        XTransplantError: not YAML; not a mapping; aliases, tags of Python's, or an interpolation in it.
+        XTransplantError: not YAML, or large or deep as none of ours is; not a mapping; aliases, tags of Python's, or an
+            interpolation in it.
     """
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it has aliases, which no run writes")
+        if len(text) > _MAX_CONFIG:
+            raise ValueError(f"larger than {_size(_MAX_CONFIG)}")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has aliases, which no run writes")
+            if depth > _MAX_DEPTH:  # each level makes PyYAML slower
+                raise ValueError("nested too deep")
         content = yaml.safe_load(text)
         if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
             raise ValueError("not lines of key: value")
         if "${" in json.dumps(content, default=str):
             raise ValueError("it holds an interpolation, ${…}, which no run writes")
-    except RecursionError as error:
-        raise XTransplantError(f"{where}: nested too deep to be read.") from error
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise XTransplantError(f"{where}: not the config of a run ({' '.join(str(error).split())}).") from error
     return content
 

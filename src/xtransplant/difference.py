@@ -234,7 +234,11 @@ def _documents(one: Mapping[Any, Any], two: Mapping[Any, Any], tolerance: float)
         names = dict.fromkeys([*(left.get("metrics") or ()), *(right.get("metrics") or ())])
         if any(not _same(left.get(name), right.get(name)) for name in names):
             scored.append(key[0])
-    for what, keys in (("were asked otherwise", asked), ("have another response", other), ("another score", scored)):
+    for what, keys in (
+        ("were asked otherwise", asked),
+        ("have another response", other),
+        ("have another score", scored),
+    ):
         said += [f"{len(keys)} of {len(both)} documents {what}, e.g. {keys[0]}"] if keys else []
     if other and largest:
         said.append(f"log-probabilities differ by up to {largest:.3g}, in {where}")
