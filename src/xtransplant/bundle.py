@@ -171,6 +171,18 @@ def opened(place: str | Path, key: str = "run", output_dir: str | Path = "output
             yield _Reader(path, f"{key}={given}").unpack(unpacked)
 
 
+def faults(place: str, key: str, output_dir: str | Path = "outputs") -> list[str]:
+    """What is wrong with a place, as far as can be seen before it is opened."""
+    try:
+        if is_address(place):
+            _check_address(place, key)
+        else:
+            find(place, key, output_dir)
+    except XTransplantError as error:
+        return [str(error)]
+    return []
+
+
 def find(given: str, key: str = "run", output_dir: str | Path = "outputs") -> Path:
     """The run's folder or the bundle's file that a place here means.
 
@@ -868,20 +880,11 @@ _WANDB = re.compile(
     r"wandb://(?P<entity>[\w.-]+)/(?P<project>[\w.-]+)/(?P<name>[\w.-]+)(:(?P<version>[\w.-]+))?", re.ASCII
 )
 _ADDRESS = re.compile(r"(hf|wandb)://.*", re.DOTALL)
-_FORMS = "hf://datasets/<owner>/<repository>/<path>.zip or wandb://<entity>/<project>/<name>"
 
 
 def is_address(place: str) -> bool:
     """Whether a place is on the Hugging Face hub or W&B."""
     return _ADDRESS.fullmatch(place) is not None
-
-
-def address_fault(place: str) -> str | None:
-    """What is wrong with the form of an address; None if nothing is."""
-    found = _HUB.fullmatch(place) or _WANDB.fullmatch(place)
-    if found is None or ".." in place:
-        return f"no address that is known. Give {_FORMS}"
-    return None
 
 
 def push(path: Path, address: str) -> str:
@@ -892,19 +895,12 @@ def push(path: Path, address: str) -> str:
     Raises:
         XTransplantError: the address has no form that is known; the client refused.
     """
-    _checked(address, "to")
-    hub, wandb = _HUB.fullmatch(address), _WANDB.fullmatch(address)
+    hub, wandb = _check_address(address, "to")
     try:
         if hub is not None:
-            if hub["revision"] is not None:
-                raise XTransplantError(f"to={address}: a bundle is added to the main branch. Leave @… out.")
             return _push_to_hub(path, hub["repository"], hub["file"])
         assert wandb is not None
-        if wandb["version"] is not None:
-            raise XTransplantError(f"to={address}: W&B numbers the versions itself. Leave :{wandb['version']} out.")
         return _push_to_wandb(path, wandb["entity"], wandb["project"], wandb["name"])
-    except XTransplantError:
-        raise
     except Exception as error:
         raise _of_client("to", address, error) from error
 
@@ -915,8 +911,7 @@ def fetch(address: str, folder: Path, key: str = "run") -> Path:
     Raises:
         XTransplantError: there is none, it is too large, or it cannot be reached.
     """
-    _checked(address, key)
-    hub, wandb = _HUB.fullmatch(address), _WANDB.fullmatch(address)
+    hub, wandb = _check_address(address, key)
     try:
         if hub is not None:
             return _fetch_from_hub(hub["repository"], hub["file"], hub["revision"], f"{key}={address}")
@@ -929,10 +924,23 @@ def fetch(address: str, folder: Path, key: str = "run") -> Path:
         raise _of_client(key, address, error) from error
 
 
-def _checked(address: str, key: str) -> None:
-    why = address_fault(address)
-    if why is not None:
-        raise XTransplantError(f"{key}={address}: {why}.")
+def _check_address(address: str, key: str) -> tuple[re.Match[str] | None, re.Match[str] | None]:
+    """Its parts, on the hub or on W&B.
+
+    Raises:
+        XTransplantError: it is of no form that is known, or names a version to be written to, which is not ours to say.
+    """
+    hub, wandb = _HUB.fullmatch(address), _WANDB.fullmatch(address)
+    if (hub or wandb) is None or ".." in address:
+        raise XTransplantError(
+            f"{key}={address}: no address that is known. Give hf://datasets/<owner>/<repository>/<path>.zip or "
+            "wandb://<entity>/<project>/<name>."
+        )
+    if key == "to" and hub is not None and hub["revision"] is not None:
+        raise XTransplantError(f"to={address}: a bundle is added to the main branch. Leave @{hub['revision']} out.")
+    if key == "to" and wandb is not None and wandb["version"] is not None:
+        raise XTransplantError(f"to={address}: W&B numbers the versions itself. Leave :{wandb['version']} out.")
+    return hub, wandb
 
 
 def _of_client(key: str, address: str, error: Exception) -> XTransplantError:

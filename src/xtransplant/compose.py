@@ -32,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from xtransplant import catalogue, families, models, selection, training_data
+from xtransplant import bundle, catalogue, families, models, selection, training_data
 from xtransplant.checks import (
     did_you_mean,
     faults_of,
@@ -48,9 +48,11 @@ from xtransplant.checks import (
 from xtransplant.config import (
     JOBS,
     EvaluateConfig,
+    ExportConfig,
     JobConfig,
     ModelJob,
     SftConfig,
+    ShareJob,
     TaskJob,
 )
 from xtransplant.types import Control, Mode, XTransplantError
@@ -273,6 +275,13 @@ def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:
         unclear
     ):
         faults += _training_data_faults(config)
+    if isinstance(config, ShareJob):
+        places = {name: getattr(config, name, None) for name in ("run", "a", "b")}
+        for name, place in places.items():
+            if place is not None and place.strip() and name not in unclear:
+                faults += bundle.faults(place, name, config.output_dir)
+        if isinstance(config, ExportConfig) and config.to is not None and bundle.is_address(config.to):
+            faults += bundle.faults(config.to, "to")
     if isinstance(config, EvaluateConfig) and not {"model", "task", "language_pair"} & set(unclear):
         try:
             chosen = selection.of_run(config)

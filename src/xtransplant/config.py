@@ -609,7 +609,7 @@ class ExportConfig:
 
 @dataclass
 class DiffConfig:
-    """what differs between two runs: configs, models, data, environments, results; exit code 0 if nothing, else 1"""
+    """what differs between two runs, from config to responses; exit code 0 if nothing does, 1 if anything"""
 
     a: str = field(default=MISSING, metadata={"help": "one run", "type": _PLACE})
     b: str = field(default=MISSING, metadata={"help": "the other", "type": _PLACE})

@@ -766,7 +766,7 @@ def test_an_address_of_no_form_that_is_known_is_refused(address: str) -> None:
 
 
 def test_a_version_is_nothing_to_send_to() -> None:
-    with pytest.raises(XTransplantError, match="Leave @… out"):
+    with pytest.raises(XTransplantError, match="Leave @main out"):
         bundle.push(GOLDEN, "hf://datasets/a/b/c.zip@main")
     with pytest.raises(XTransplantError, match="Leave :v1 out"):
         bundle.push(GOLDEN, "wandb://a/b/c:v1")

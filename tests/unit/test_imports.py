@@ -62,7 +62,9 @@ ALLOWED: dict[str, set[str]] = {
     "difference": {"config", "checks", "bundle", "grid", "tables"},
     "tracking": {"config"},
     "tracking_worker": {"types", "record", "measures", "overview", "grid", "analysis", "charts"},
-    "compose": {"types", "config", "checks", "catalogue", "families", "models", "selection", "training_data"},
+    "compose": {
+        *("types", "config", "checks", "bundle", "catalogue", "families", "models", "selection", "training_data"),
+    },
     "grid_jobs": {
         *("types", "config", "checks", "loading", "logs", "pairing", "record", "tables", "jobs", "lm", "sweep"),
         *("sweep_lm", "grid", "grading", "selection", "strategies", "comparison", "analysis", "charts"),
