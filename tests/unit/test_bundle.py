@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
+import shlex
 import shutil
 import stat
 import struct
@@ -745,6 +747,25 @@ def test_a_bundle_goes_to_wandb_and_comes_back(
     )
     assert cli.main(["diff", str(run), "wandb://me/shared/tiny:v3"]) == 0
     assert asked == ["me/shared/tiny:v3"]
+
+
+def test_the_commands_of_the_page_run(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On made-up runs of the names that the page has, and stand-ins for both clients."""
+    monkeypatch.chdir(tmp_path)
+    a_run(Path("outputs"))
+    a_run(Path("outputs"), short="77b0e2000000", seed=2)
+    page = (GOLDEN.parents[2] / "docs" / "sharing.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
+    lines = [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
+    assert len(lines) >= 8
+    monkeypatch.setattr(bundle, "_push_to_wandb", lambda path, *_: shutil.copyfile(path, "sent.zip"))
+    monkeypatch.setattr(bundle, "_fetch_from_wandb", lambda *_: Path("sent.zip"))
+    codes = [cli.main(line) for line in lines]
+    assert codes == [int("77b0e2" in line) for line in lines]
+    [python] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert (
+        "colour_sw" in subprocess.run([sys.executable, "-c", python], capture_output=True, text=True, check=True).stdout
+    )
 
 
 @pytest.mark.parametrize(
