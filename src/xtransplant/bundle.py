@@ -996,7 +996,7 @@ def _push_to_wandb(path: Path, entity: str, project: str, name: str) -> str:
         ) as run,
     ):
         artifact = wandb.Artifact(name, type=_ARTIFACT)
-        artifact.add_file(str(path), name=_ARTIFACT_FILE, skip_cache=True)
+        artifact.add_file(str(path), name=_ARTIFACT_FILE, skip_cache=True, policy="immutable")
         run.log_artifact(artifact).wait()
         return str(run.url)
 

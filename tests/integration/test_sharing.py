@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.integration.wandb_server import serving
 from xtransplant import bundle, cli, record
 from xtransplant.grid import Grid
 
@@ -86,3 +90,27 @@ def test_a_grid_is_exported_and_read_again(runs: dict[str, Path], tmp_path: Path
         assert cli.main(["select", f"grid={found.folder}", f"output_dir={tmp_path}"]) == 0
     assert cli.main(["diff", short, str(path), output_dir]) == 0
     assert cli.main(["diff", short, runs["vanilla"].name[-12:], output_dir]) == 1
+
+
+def test_a_bundle_goes_to_wandb_and_comes_back(runs: dict[str, Path], tmp_path: Path) -> None:
+    """By W&B's own client, in a process of its own, and a server of this machine."""
+    address, run = "wandb://someone/shared/tiny", str(runs["vanilla"])
+    program = f"""if True:
+        from xtransplant import cli
+        assert cli.main(["export", "run={run}", "to={address}"]) == 0
+        assert cli.main(["diff", {run!r}, "{address}:v0"]) == 0
+    """
+    with serving() as server:
+        ours = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "x" * 40, "HOME": str(tmp_path)}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")} | ours
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert f"{server.url}/someone/shared/runs/" in done.stdout and f"b: {address}:v0" in done.stdout
+        sent = server.files["/artifacts/tiny/bundle.zip"]
+        # Nothing of this machine, and no code: only the artifact.
+        [started, *_] = server.of("UpsertBucket")
+        assert started["host"] in (None, "") and not any(b"test_sharing" in each for each in server.raw)
+    assert cli.main(["export", f"run={run}", f"to={tmp_path / 'own.zip'}"]) == 0
+    assert (tmp_path / "own.zip").read_bytes() == sent

@@ -696,59 +696,6 @@ def test_a_bundle_goes_to_the_hub_and_comes_back(
         pass
 
 
-def test_a_bundle_goes_to_wandb_and_comes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import wandb
-
-    kept: dict[str, bytes] = {}
-    started: dict[str, Any] = {}
-
-    class Artifact:
-        def __init__(self, name: str, type: str) -> None:
-            self.name, self.type = name, type
-            self.manifest = SimpleNamespace(entries={"bundle.zip": SimpleNamespace(ref=None, size=100)})
-
-        def add_file(self, path: str, name: str, **_: Any) -> None:
-            kept[f"{self.type}/{self.name}/{name}"] = Path(path).read_bytes()
-
-        def wait(self) -> None:
-            return
-
-        def get_entry(self, name: str) -> Artifact:
-            return self
-
-        def download(self, root: str, **_: Any) -> str:
-            Path(root).mkdir()
-            Path(root, "bundle.zip").write_bytes(next(iter(kept.values())))
-            return str(Path(root, "bundle.zip"))
-
-    @contextmanager
-    def init(**given: Any) -> Iterator[Any]:
-        started.update(given)
-        yield SimpleNamespace(log_artifact=lambda artifact: artifact, url="https://wandb.ai/me/runs/1")
-
-    asked: list[str] = []
-
-    def artifact(name: str, type: str) -> Artifact:
-        asked.append(name)
-        return Artifact(name, type)
-
-    monkeypatch.setattr(wandb, "Artifact", Artifact)
-    monkeypatch.setattr(wandb, "init", init)
-    monkeypatch.setattr(wandb, "Api", lambda: SimpleNamespace(artifact=artifact))
-    run = a_run(tmp_path)
-    assert export(f"run={run}", "to=wandb://me/shared/tiny") == 0
-    assert "https://wandb.ai/me/runs/1" in capsys.readouterr().out
-    assert (started["entity"], started["project"], list(kept)) == (
-        "me",
-        "shared",
-        ["xtransplant-bundle/tiny/bundle.zip"],
-    )
-    assert cli.main(["diff", str(run), "wandb://me/shared/tiny:v3"]) == 0
-    assert asked == ["me/shared/tiny:v3"]
-
-
 def test_the_commands_of_the_page_run(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On made-up runs of the names that the page has, and stand-ins for both clients."""
     monkeypatch.chdir(tmp_path)
