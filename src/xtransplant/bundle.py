@@ -387,7 +387,10 @@ class _Reader:
         self._check_entry(by_name[CONTENT])
         if by_name[CONTENT].file_size > MAX_JSON:
             self._refuse(CONTENT, f"larger than {_size(MAX_JSON)}")
-        text = b"".join(self._blocks(archive, by_name[CONTENT], MAX_JSON)).decode("utf-8")
+        try:
+            text = b"".join(self._blocks(archive, by_name[CONTENT], MAX_JSON)).decode("utf-8")
+        except UnicodeDecodeError as error:
+            self._refuse(CONTENT, f"no text ({error})")
         content = self._check_content(read_json(text, f"{self.named}: {CONTENT}"), set(by_name))
         self._check_sizes(entries)
         # As a run lies among others: <job>/<name>.

@@ -391,7 +391,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "infinite": (instead('{"format": 1e999}'), "a number that is too large"),
     "digits": (instead('{"format": ' + "9" * 10_000 + "}"), "a number of 10000 digits"),
     "twice": (instead('{"format": 1, "format": 1}'), "a name twice"),
-    "not UTF-8": (lambda p, f: p.update({"bundle.json": b"\xff{}"}), "cannot be read"),
+    "not UTF-8": (lambda p, f: p.update({"bundle.json": b"\xff{}"}), "bundle.json: no text"),
     "run file that no manifest names": (add("run/more.json"), "run/more.json: not named in manifest.json"),
     "other samples": (edit("run/samples_cldr_language_sw.jsonl", b"0", b"1"), "not the file that manifest.json names"),
     "other results": (edit("run/results.json", b"1.0", b"0.0"), "run/results.json: not the file that manifest"),
