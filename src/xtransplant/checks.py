@@ -26,8 +26,10 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xtransplant.config import (
+    DiffConfig,
     DoctorConfig,
     EvaluateConfig,
+    ExportConfig,
     GridConfig,
     GridReader,
     JobConfig,
@@ -271,6 +273,11 @@ def validate(config: JobConfig, num_layers: int | None = None, unclear: Collecti
     if isinstance(config, ReportConfig):
         faults += _wrong_values(config, {"seed": (config.seed >= 0, "0 or more")}, unclear)
         faults += _output_faults(config.output_dir) if config.output is None and config.output_dir.strip() else []
+    if isinstance(config, ExportConfig):
+        faults += _wrong_values(config, {"largest": (config.largest >= 0, "megabytes, 0 or more")}, unclear)
+        faults += _output_faults(config.output_dir) if config.to is None and config.output_dir.strip() else []
+    if isinstance(config, DiffConfig):
+        faults += _wrong_values(config, {"tolerance": (config.tolerance >= 0, "nats, 0 or more")}, unclear)
     if isinstance(config, RunReader) and config.output is not None and not _is_unclear("output", unclear):
         path = Path(config.output).expanduser()
         if path.is_dir():

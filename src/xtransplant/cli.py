@@ -1,7 +1,7 @@
 """The command line: `xtransplant <job> key=value …`. Refuses bad input before anything is loaded.
 
-Exit codes: 0 done; 1 a run failed (a full disk, too little memory, a bug with its traceback), or a search in a list
-found nothing; 2 the input was refused; 130 interrupted; 128 + n killed by signal n.
+Exit codes: 0 done; 1 a run failed (a full disk, too little memory, a bug with its traceback), a search in a list found
+nothing, or two runs differ; 2 the input was refused; 130 interrupted; 128 + n killed by signal n.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from xtransplant.config import (
     JOBS,
     AnalyzeConfig,
     CompareConfig,
+    DiffConfig,
     DoctorConfig,
     EvaluateConfig,
+    ExportConfig,
     GridConfig,
     JobConfig,
     ReportConfig,
@@ -59,6 +61,8 @@ OPTIONS: dict[str, tuple[str, str, str]] = {
     "--hydra-help": ("", "", "Hydra's own help"),
 }
 _COMPUTING = ("evaluate", "grid", "sft")
+# Keys that stand before the others as words alone, as in other programs of the name.
+_POSITIONAL = {"diff": ("a", "b")}
 _SHORT = {short: name for name, (short, _, _) in OPTIONS.items() if short}
 
 
@@ -130,6 +134,7 @@ def _main(arguments: list[str]) -> int:
     if "--help" in options:
         print(_job_help(job))
         return 0
+    overrides = _named(job, overrides)
     if faults:
         raise refusal(faults)
     return _run_job(arguments, job, options, overrides)
@@ -165,6 +170,18 @@ def _split(
                 faults.append(f"{word} {value}: not known. Give {name} {wanted}.")
             options[name] = value
     return options, overrides, faults
+
+
+def _named(job: str, overrides: Sequence[str]) -> list[str]:
+    """Words without a = as the keys that they stand for."""
+    names = iter(_POSITIONAL.get(job, ()))
+    named = []
+    for word in overrides:
+        name = None if "=" in word else next(names, None)
+        # Quoted: a word is not read as a number, or as anything of Hydra's.
+        quoted = word.replace('"', '\\"')
+        named.append(word if name is None else f'{name}="{quoted}"')
+    return named
 
 
 # --- Lists ---------------------------------------------------------------------------------------------------------
@@ -234,7 +251,8 @@ def _run_job(arguments: Sequence[str], job: str, options: dict[str, str], overri
             logs.start(multirun.verbosity(request.overrides))
             if request.axes:
                 log.info("One run of the experiment, which sweeps over %s: -m for all.", ", ".join(request.axes))
-            run(request.runs[0])
+            done = run(request.runs[0])
+            return done if isinstance(done, int) else 0
     return 0
 
 
@@ -250,13 +268,14 @@ def _plan(request: Request) -> str:
     )
 
 
-def run(config: JobConfig, shown: bool = True) -> Path | None:
-    """Do what the config says. Returns the folder of a run that `summarize`, `select` and others read.
+def run(config: JobConfig, shown: bool = True) -> Path | int | None:
+    """Do what the config says. Returns the folder of a run that `summarize`, `select` and others read; of a job whose
+    exit code says what it found, that code.
 
     Args:
         shown: False prints nothing of such a run's result: a sweep shows all of them at its end.
     """
-    from xtransplant import grid_jobs, jobs
+    from xtransplant import grid_jobs, jobs, share_jobs
 
     if isinstance(config, EvaluateConfig | GridConfig | SftConfig):
         if isinstance(config, EvaluateConfig):
@@ -280,6 +299,10 @@ def run(config: JobConfig, shown: bool = True) -> Path | None:
         jobs.doctor(config)
     elif isinstance(config, CompareConfig):
         jobs.compare(config)
+    elif isinstance(config, ExportConfig):
+        share_jobs.export(config)
+    elif isinstance(config, DiffConfig):
+        return share_jobs.diff(config)
     else:
         jobs.summarize(config)
     return None
@@ -302,8 +325,8 @@ def _help() -> str:
             *_columns([(f"  {job}", text) for job, text in first_words().items()]),
             "",
             "xtransplant <job> --help lists a job's keys. xtransplant --version shows the version.",
-            "Exit codes: 0 done; 1 a run failed, or a list has nothing of the kind; 2 the input was refused; 130",
-            "interrupted; 128 + n killed by signal n.",
+            "Exit codes: 0 done; 1 a run failed, a list has nothing of the kind, or two runs differ (diff); 2 the",
+            "input was refused; 130 interrupted; 128 + n killed by signal n.",
         ]
     )
 

@@ -32,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from xtransplant import catalogue, families, models, selection, training_data
+from xtransplant import bundle, catalogue, families, models, selection, training_data
 from xtransplant.checks import (
     did_you_mean,
     faults_of,
@@ -48,9 +48,11 @@ from xtransplant.checks import (
 from xtransplant.config import (
     JOBS,
     EvaluateConfig,
+    ExportConfig,
     JobConfig,
     ModelJob,
     SftConfig,
+    ShareJob,
     TaskJob,
 )
 from xtransplant.types import Control, Mode, XTransplantError
@@ -69,6 +71,8 @@ _OTHER_CHOICES = {
     "experiment": "What each is: xtransplant list experiments.",
     _LAUNCHER: "What each is for: docs/launchers.md.",
 }
+
+_LIKE_A_NUMBER = re.compile(r"\d[\d_]*(e\d+)?")
 
 # A language code with subtags, e.g. sw, zh-Hant, zh_CN. After a hyphen they begin with a capital or a digit, so that
 # it is clear where the second language of a pair begins.
@@ -275,6 +279,13 @@ def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:
         unclear
     ):
         faults += _training_data_faults(config)
+    if isinstance(config, ShareJob):
+        places = {name: getattr(config, name, None) for name in ("run", "a", "b")}
+        for name, place in places.items():
+            if place is not None and place.strip() and name not in unclear:
+                faults += bundle.faults(place, name, config.output_dir)
+        if isinstance(config, ExportConfig) and config.to is not None and bundle.is_address(config.to):
+            faults += bundle.faults(config.to, "to")
     if isinstance(config, EvaluateConfig) and not {"model", "task", "language_pair"} & set(unclear):
         try:
             chosen = selection.of_run(config)
@@ -505,6 +516,9 @@ class _Reader:
         key = body.partition("=")[0]
         if key == "experiment":
             return body
+        value = body.partition("=")[2]
+        if key in self.keys and self.keys[key].annotation is str and _LIKE_A_NUMBER.fullmatch(value):
+            return f'{key}="{value}"'  # a short name such as 4e1234567890, and no such number
         mappings = [each.name for each in self.keys.values() if typing.get_origin(each.annotation) is dict]
         if any(key == name or key.startswith(f"{name}.") for name in mappings):
             return f"++{body}"

@@ -146,6 +146,11 @@ class TaskConfig:
     translated: Translated | None = field(
         default=None, metadata={"help": "who translated the documents; a report says so. null: not known"}
     )
+    licence: str | None = field(default=None, metadata={"help": "of the documents; shown only"})
+    redistribute: bool | None = field(
+        default=None,
+        metadata={"help": "may the documents be passed on, in a bundle; if not known (null) or false, hashes are"},
+    )
     data_files: dict[str, str] = field(
         default_factory=dict,
         metadata={"help": "local data instead of the hub's: split -> JSON-lines file below data_dir"},
@@ -571,13 +576,57 @@ class ReportConfig:
     overwrite: bool = field(default=False, metadata={"help": "replace the output file if there is one"})
 
 
+_OUTPUT_DIR_OF_RUNS = {"help": "folder below which short names are looked for"}
+_PLACE = "folder, bundle or short name"
+
+
+@dataclass
+class ExportConfig:
+    """one file with all that a run was, for others: to read without this program, and to compute it again"""
+
+    run: str = field(
+        default=MISSING, metadata={"help": "run of evaluate, grid or sft; or a bundle, to be sent on", "type": _PLACE}
+    )
+    to: str | None = field(
+        default=None,
+        metadata={
+            "help": "file to write, a folder for it, hf://datasets/<owner>/<repository>/<path>.zip or "
+            "wandb://<entity>/<project>/<name>; null: bundles/<run's name>.zip in output_dir"
+        },
+    )
+    samples: bool | None = field(
+        default=None,
+        metadata={"help": "pass on the documents' texts, or their hashes; null: as task.redistribute says"},
+    )
+    largest: float = field(
+        default=64.0, metadata={"help": "megabytes of a file of weights that is passed on; of a larger one its hash is"}
+    )
+    output_dir: str = field(
+        default="outputs", metadata={"help": "folder below which short names are looked for, and bundles written"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace the file if there is another one"})
+
+
+@dataclass
+class DiffConfig:
+    """what differs between two runs, from config to responses; exit code 0 if nothing does, 1 if anything"""
+
+    a: str = field(default=MISSING, metadata={"help": "one run", "type": _PLACE})
+    b: str = field(default=MISSING, metadata={"help": "the other", "type": _PLACE})
+    tolerance: float = field(
+        default=0.0, metadata={"help": "log-probabilities that differ by no more than this, in nats, are the same"}
+    )
+    output_dir: str = field(default="outputs", metadata=_OUTPUT_DIR_OF_RUNS)
+
+
 TaskJob = EvaluateConfig | GridConfig
 # Those whose result is a folder of its own, found again by a hash.
 RunJob = EvaluateConfig | GridConfig | SftConfig
 ModelJob = EvaluateConfig | GridConfig | SftConfig | DoctorConfig
 GridReader = SelectConfig | StrategiesConfig | AnalyzeConfig
 RunReader = SummarizeConfig | CompareConfig | ReportConfig
-JobConfig = ModelJob | GridReader | RunReader
+ShareJob = ExportConfig | DiffConfig
+JobConfig = ModelJob | GridReader | RunReader | ShareJob
 JOBS: dict[str, type[JobConfig]] = {
     "evaluate": EvaluateConfig,
     "grid": GridConfig,
@@ -589,6 +638,8 @@ JOBS: dict[str, type[JobConfig]] = {
     "compare": CompareConfig,
     "report": ReportConfig,
     "doctor": DoctorConfig,
+    "export": ExportConfig,
+    "diff": DiffConfig,
 }
 
 
@@ -597,7 +648,8 @@ JOBS: dict[str, type[JobConfig]] = {
 # Where and how a run is done, or that it may be, not what it computes.
 _NOT_IN_HASH = (
     *("output_dir", "resume", "overwrite", "tracking", "batch_size", "grid.memory", "selection", "selection_of_base"),
-    *("task.data_dir", "task.documents", "task.requests", "task.translated", "model.device", "model.device_map"),
+    *("task.data_dir", "task.documents", "task.requests", "task.translated", "task.licence", "task.redistribute"),
+    *("model.device", "model.device_map"),
 )
 
 
@@ -711,6 +763,16 @@ def _training_identity(config: SftConfig, plain: dict[str, Any]) -> dict[str, An
     if config.method is not Method.lora:
         del plain["lora"]
     return plain
+
+
+def is_computed(job: str, name: str) -> bool:
+    """Whether a key of a job, e.g. task.key, says what is computed; or only where, how, or what is shown.
+
+    Of a selection the file is no part of it, its content is.
+    """
+    if job == "sft" and name in ("batch_size", "data.licence", "checkpoint_steps"):
+        return name == "batch_size"
+    return not any(name == each or name.startswith(f"{each}.") for each in _NOT_IN_HASH)
 
 
 def _without(plain: dict[str, Any], names: Iterable[str]) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Run = Callable[..., Path | None]
+Run = Callable[..., Path | int | None]
 
 _DONE = ("done", "was done")
 _ANEW = re.compile(r"\+{0,2}(overwrite=true|resume=false)", re.IGNORECASE)
@@ -141,7 +141,7 @@ def _one(composed: Any, *, job: str, attempt: str, count: int, run: Run, verbose
             config.tracking.group = config.tracking.group or Path(attempt).parent.name
         folder = run(config, shown=False)
         outcome["status"] = "done"
-        name = "" if folder is None else f" {folder.name}"
+        name = f" {folder.name}" if isinstance(folder, Path) else ""
     except Exception as error:
         if record.explained(error) is None:
             traceback.print_exc()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from xtransplant import cli, families, grid_jobs, jobs
+from xtransplant import cli, families, grid_jobs, jobs, share_jobs
 from xtransplant.config import JOBS
 from xtransplant.types import XTransplantError
 
@@ -56,6 +56,19 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     ("evaluate limit==3", ("limit==3", "quotes")),
     ("evaluate output_dir=é", ("output_dir=é", """'output_dir="é"'""")),
     ("evaluate task.tasks=[x_{lang}]", ("task.tasks=[x_{lang}]", """'task.tasks=["x_{lang}"]'""")),
+    # runs to pass on
+    ("export", ("run is missing", "folder, bundle or short name")),
+    ("export run=nowhere", ("run=nowhere", "a bundle (a .zip", "short name")),
+    ("export run=3fa9c1", ("run=3fa9c1", "no finished run below outputs")),
+    (
+        "export run=a_file to=hf://me/x.zip largest=-1",
+        ("to=hf://me/x.zip", "hf://datasets/", "largest=-1.0", "0 or more"),
+    ),
+    ("export run=wandb://me", ("run=wandb://me", "wandb://<entity>/<project>/<name>")),
+    ("diff a_file", ("b is missing", "folder, bundle or short name")),
+    ("diff nowhere nothing.zip", ("a=nowhere", "b=nothing.zip")),
+    ("diff a_file a_file a_folder", ("a_folder", "key=value")),
+    ("diff a_file a_file tolerance=-1", ("tolerance=-1.0", "0 or more")),
     # groups and choices
     ("evaluate model=gema3_270m", ("model=gema3_270m", "Did you mean gemma3_270m", "smollm2_135m", "model.path=")),
     ("evaluate model=null", ("model=null", "gemma3_270m")),
@@ -314,7 +327,7 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("a_folder").mkdir()
     monkeypatch.delenv("XTRANSPLANT_DATA", raising=False)
     for name in JOBS:
-        module = jobs if hasattr(jobs, name) else grid_jobs
+        module = next(each for each in (jobs, grid_jobs, share_jobs) if hasattr(each, name))
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("not refused"))
     find = _find_tasks_once
     monkeypatch.setattr(families, "find_tasks", lambda include_path=(): find(tuple(include_path)))

@@ -1,4 +1,5 @@
-"""A W&B server that keeps what it is sent: as much of its API as `wandb sync` needs. Or one that fails."""
+"""A W&B server that keeps what it is sent: as much of its API as `wandb sync` needs, and an artifact that is sent and
+fetched again. Or one that fails."""
 
 from __future__ import annotations
 
@@ -80,7 +81,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._body()
-        self._answer({})
+        # A file of an artifact: /artifactsV2/<region>/<entity>/<key>/<collection>/<artifact>/<digest>/<name>.
+        parts = self.path.split("/")
+        path = f"/artifacts/{parts[-3]}/{parts[-1]}" if parts[1] == "artifactsV2" else self.path
+        content = self.server.files.get(path)
+        if content is None:
+            self._answer({})
+            return
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
     def do_PUT(self) -> None:
         self.server.files[self.path] = self._body()
@@ -119,6 +130,38 @@ def _artifact(given: dict[str, Any], url: str) -> Any:
     return {"createArtifact": {"artifact": {"id": name, "state": "PENDING", "artifactSequence": sequence}}}
 
 
+def _found(given: dict[str, Any], url: str) -> dict[str, Any]:
+    """The only version of an artifact, by its id or name, in the fields that the client insists on."""
+    name = given.get("id") or given["name"].partition(":")[0]
+    project = {
+        "id": "p",
+        "internalId": "UHJvamVjdEludGVybmFsSWQ6MQ==",
+        "name": "p",
+        "entity": {"id": "e", "name": "me"},
+    }
+    sequence = {"__typename": "ArtifactSequence", "name": name, "project": project}
+    times = {"createdAt": "2026-01-01T00:00:00", "updatedAt": None}
+    plain = {
+        "state": "COMMITTED",
+        "size": 1,
+        "fileCount": 1,
+        "digest": "",
+        "versionIndex": 0,
+        "tags": [],
+        "aliases": [],
+    }
+    null = dict.fromkeys(("description", "metadata", "historyStep", "commitHash"))
+    more = {"ttlDurationSeconds": -1, "ttlIsInherited": True, "artifactType": {"name": "xtransplant-bundle"}}
+    return {"__typename": "Artifact", "id": name, "artifactSequence": sequence} | plain | null | more | times
+
+
+def _membership(given: dict[str, Any], url: str) -> Any:
+    artifact = _found(given, url)
+    shared = {name: artifact[name] for name in ("id", "versionIndex", "createdAt", "aliases")}
+    kind = {"__typename": "ArtifactCollectionMembership", "artifactCollection": artifact["artifactSequence"]}
+    return {"project": {"artifactCollectionMembership": kind | shared | {"artifact": artifact}}}
+
+
 def _manifest(given: dict[str, Any], url: str) -> Any:
     name = given.get("artifactID") or given["artifactManifestID"]
     found = {"id": name, "file": _upload(url, f"manifests/{name}")}
@@ -143,6 +186,15 @@ _GRAPHQL: dict[str, Any] = {
             "uploadHeaders": [],
             "files": [{"name": name, "uploadUrl": f"{url}/run/{name}"} for name in given["files"]],
         }
+    },
+    "Viewer": lambda given, url: {
+        "viewer": {"id": "v", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
+    },
+    "GetDefaultEntity": lambda given, url: {"viewer": {"id": "v", "entity": "me"}},
+    "ArtifactByID": lambda given, url: {"artifact": _found(given, url)},
+    "ArtifactMembershipByName": _membership,
+    "FetchArtifactManifest": lambda given, url: {
+        "artifact": {"currentManifest": {"file": {"directUrl": f"{url}/manifests/{given['id']}"}}}
     },
     "CreateArtifact": _artifact,
     "CreateArtifactManifest": lambda given, url: {"createArtifactManifest": _manifest(given, url)},

@@ -58,9 +58,13 @@ ALLOWED: dict[str, set[str]] = {
         *("types", "config", "catalogue", "models", "grid", "analysis", "selection", "record", "measures", "overview"),
         *("compare", "languages", "reproduce"),
     },
+    "bundle": {"types", "checks", "disk", "embedded", "models", "record"},
+    "difference": {"config", "checks", "bundle", "grid", "tables"},
     "tracking": {"config"},
     "tracking_worker": {"types", "record", "measures", "overview", "grid", "analysis", "charts"},
-    "compose": {"types", "config", "checks", "catalogue", "families", "models", "selection", "training_data"},
+    "compose": {
+        *("types", "config", "checks", "bundle", "catalogue", "families", "models", "selection", "training_data"),
+    },
     "grid_jobs": {
         *("types", "config", "checks", "loading", "logs", "pairing", "record", "tables", "jobs", "lm", "sweep"),
         *("sweep_lm", "grid", "grading", "selection", "strategies", "comparison", "analysis", "charts"),
@@ -89,8 +93,12 @@ ALLOWED: dict[str, set[str]] = {
         "tracking",
         "training_data",
     },
+    "share_jobs": {"config", "bundle", "difference"},
     "multirun": {"types", "config", "compose", "jobs", "grid_jobs", "logs", "record", "tables", "tracking"},
-    "cli": {"types", "config", "checks", "catalogue", "compose", "jobs", "grid_jobs", "logs", "multirun", "record"},
+    "cli": {
+        *("types", "config", "checks", "catalogue", "compose", "jobs", "grid_jobs", "share_jobs", "logs", "multirun"),
+        "record",
+    },
 }
 # Each of them costs seconds; `--help` and refusals must not pay that.
 HEAVY = ("torch", "transformers", "lm_eval", "datasets")
@@ -147,7 +155,7 @@ def test_siblings_are_found_in_every_spelling() -> None:
     assert imported_siblings("import types, lm_eval\nfrom xtransplant import __version__", modules) == set()
 
 
-@pytest.mark.parametrize("module", ["types", "config", "catalogue", "cli"])
+@pytest.mark.parametrize("module", ["types", "config", "catalogue", "cli", "bundle"])
 def test_light_modules_do_not_load_torch(module: str) -> None:
     program = f"import sys, xtransplant.{module}; print(*sorted(set(sys.modules) & set({HEAVY})))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
