@@ -66,7 +66,7 @@ def exit_codes(text: str) -> list[tuple[str, str]]:
     """
     found = []
     for part in " ".join(text.partition("Exit codes: ")[2].split()).rstrip(".").split("; "):
-        match = re.fullmatch(r"(\d+(?: \+ n)?) (.+)", part)
+        match = re.fullmatch(r"(\d+(?: \+ n| to \d+)?) (.+)", part)
         if match is None:
             raise ValueError(f"no exit code: {part!r}. Codes and what they say are parted by semicolons, in cli.py.")
         found.append((f"`{match[1]}`", match[2]))

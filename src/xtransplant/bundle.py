@@ -232,7 +232,7 @@ def _by_short_name(given: str, key: str, output_dir: Path) -> Path:
 
 def _short_names(output_dir: Path) -> dict[Path, str]:
     """Folder of a finished run -> the hex digits that end its name."""
-    names = {path.parent: _RUN_FOLDER.fullmatch(path.parent.name) for path in sorted(output_dir.rglob(record.MANIFEST))}
+    names = {path.parent: _RUN_FOLDER.fullmatch(path.parent.name) for path in record.below(output_dir, record.MANIFEST)}
     return {folder: match["short"] for folder, match in names.items() if match is not None}
 
 

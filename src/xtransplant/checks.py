@@ -39,6 +39,7 @@ from xtransplant.config import (
     ModelJob,
     PromptLanguages,
     ReportConfig,
+    ReproduceConfig,
     RunJob,
     RunReader,
     SelectConfig,
@@ -273,6 +274,8 @@ def validate(config: JobConfig, num_layers: int | None = None, unclear: Collecti
     if isinstance(config, ReportConfig):
         faults += _wrong_values(config, {"seed": (config.seed >= 0, "0 or more")}, unclear)
         faults += _output_faults(config.output_dir) if config.output is None and config.output_dir.strip() else []
+    if isinstance(config, ReproduceConfig):
+        faults += _reproduction_faults(config, unclear)
     if isinstance(config, ExportConfig):
         faults += _wrong_values(config, {"largest": (config.largest >= 0, "megabytes, 0 or more")}, unclear)
         faults += _output_faults(config.output_dir) if config.to is None and config.output_dir.strip() else []
@@ -651,6 +654,21 @@ def _reader_faults(config: GridReader, unclear: Collection[str]) -> list[str]:
     if config.output_dir.strip():
         faults += _output_faults(config.output_dir)
     return faults
+
+
+def _reproduction_faults(config: ReproduceConfig, unclear: Collection[str]) -> list[str]:
+    checks = {
+        "cells": (config.cells is None or config.cells >= 1, "1 or more, or null for all"),
+        "batch_size": (config.batch_size is None or config.batch_size >= 1, "1 or more, or null for the run's own"),
+        "tolerance": (math.isfinite(config.tolerance) and config.tolerance >= 0, "a number, 0 or more"),
+        "seed": (config.seed >= 0, "0 or more"),
+        "set": (
+            all(re.match(r"[A-Za-z_][\w.]*=", each) for each in config.set),
+            "keys of the run's config with values, e.g. set=[model.path=/models/mine]",
+        ),
+    }
+    faults = _wrong_values(config, checks, unclear)
+    return faults + (_output_faults(config.output_dir) if config.output_dir.strip() else [])
 
 
 def template_faults(task: TaskConfig) -> list[str]:

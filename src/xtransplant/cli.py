@@ -1,7 +1,8 @@
 """The command line: `xtransplant <job> key=value …`. Refuses bad input before anything is loaded.
 
 Exit codes: 0 done; 1 a run failed (a full disk, too little memory, a bug with its traceback), a search in a list found
-nothing, or two runs differ; 2 the input was refused; 130 interrupted; 128 + n killed by signal n.
+nothing, or two runs differ; 2 the input was refused; 11 to 16 the first level that differs, of `reproduce`
+(`reproduction.CODES`); 130 interrupted; 128 + n killed by signal n.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from xtransplant.config import (
     GridConfig,
     JobConfig,
     ReportConfig,
+    ReproduceConfig,
     SelectConfig,
     SftConfig,
     StrategiesConfig,
@@ -60,7 +62,7 @@ OPTIONS: dict[str, tuple[str, str, str]] = {
     "--info": ("-i", "[all|config|defaults|defaults-tree|plugins|searchpath]", "show how it is composed and stop"),
     "--hydra-help": ("", "", "Hydra's own help"),
 }
-_COMPUTING = ("evaluate", "grid", "sft")
+_COMPUTING = ("evaluate", "grid", "sft", "reproduce")
 # Keys that stand before the others as words alone, as in other programs of the name.
 _POSITIONAL = {"diff": ("a", "b")}
 _SHORT = {short: name for name, (short, _, _) in OPTIONS.items() if short}
@@ -295,6 +297,8 @@ def run(config: JobConfig, shown: bool = True) -> Path | int | None:
         grid_jobs.analyze(config)
     elif isinstance(config, ReportConfig):
         grid_jobs.report(config)
+    elif isinstance(config, ReproduceConfig):
+        return share_jobs.reproduce(config)
     elif isinstance(config, DoctorConfig):
         jobs.doctor(config)
     elif isinstance(config, CompareConfig):
@@ -326,7 +330,8 @@ def _help() -> str:
             "",
             "xtransplant <job> --help lists a job's keys. xtransplant --version shows the version.",
             "Exit codes: 0 done; 1 a run failed, a list has nothing of the kind, or two runs differ (diff); 2 the",
-            "input was refused; 130 interrupted; 128 + n killed by signal n.",
+            "input was refused; 11 to 16 the first level that differs (reproduce); 130 interrupted; 128 + n killed by",
+            "signal n.",
         ]
     )
 

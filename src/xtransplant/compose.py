@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 import typing
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
@@ -51,6 +51,7 @@ from xtransplant.config import (
     ExportConfig,
     JobConfig,
     ModelJob,
+    RunJob,
     SftConfig,
     ShareJob,
     TaskJob,
@@ -178,6 +179,8 @@ def read(
     """Compose the configs of one run or a sweep, and find every fault of the overrides and files on the way."""
     reader = _Reader(hydra, JOBS[job], config_name or job)
     request = Request()
+    if issubclass(JOBS[job], ShareJob):
+        overrides = [_quoted(line) for line in overrides]
     if not any(source.is_config(reader.config_name) for source in hydra.config_loader.get_sources()):
         request.faults.append(
             f"--config-name {config_name}: there is no {config_name}.yaml. Give --config-dir with the folder that "
@@ -241,6 +244,77 @@ def compose(job: str, overrides: Sequence[str] = (), config_dir: str | None = No
     if faults:
         raise refusal(faults)
     return request.runs[0]
+
+
+def _quoted(line: str) -> str:
+    """What Hydra would read otherwise: a short name as a number (12e456 is one), a setting of set=[a=1,b=[2,3]] not at
+    all, for in its grammar a list's values have no = in them."""
+    name, _, given = line.partition("=")
+    if name in ("run", "a", "b") and re.fullmatch("[0-9a-f]+", given):
+        return f'{name}="{given}"'
+    if name != "set" or "=" not in given or given.startswith(('["', "['")):
+        return line
+    text = given[1:-1] if given[0] == "[" and given[-1] == "]" else given
+    parts, depth, quote = [""], 0, ""
+    for sign in text:
+        if sign in ("'", '"') and quote in ("", sign):
+            quote = "" if quote else sign
+        elif not quote:
+            depth += (sign in "[{(") - (sign in "]})")
+        if sign == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return f"set={json.dumps([each.strip() for each in parts], ensure_ascii=False)}"
+
+
+def recorded(
+    job: str, content: Mapping[str, typing.Any], given: Sequence[str], where: str
+) -> tuple[RunJob | None, list[str]]:
+    """The config that a run has recorded, where settings of one's own take the place of its own; and every fault.
+
+    Keys that it lacks, because it is older than they are, are at their defaults.
+
+    Args:
+        given: key=value, as on the job's command line.
+        where: the file, for messages.
+    """
+    schema = JOBS[job]
+    parser = OverridesParser.create()
+    faults: list[str] = []
+    values: dict[str, typing.Any] = {}
+    for line in given:
+        try:
+            override = parser.parse_overrides([line])[0]
+            values[override.key_or_group] = override.value()
+        except HydraException:
+            name, _, text = line.partition("=")
+            if any(key.name == name and key.annotation in (str, str | None) for key in keys(schema)):
+                values[name] = text  # a path may hold any sign
+                continue
+            faults.append(f"set: {line} cannot be read. Give key=value; text with special characters needs quotes.")
+    faults += [f"set: {fault}" for key, value in values.items() for fault in faults_of(schema, key, value)]
+    try:
+        node = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(content)))
+        other = _unlike(content, OmegaConf.to_container(node, enum_to_str=True))
+        for key, value in values.items() if not faults else ():
+            OmegaConf.update(node, key, value, merge=False)
+        made: typing.Any = OmegaConf.to_object(node)
+    except _COMPOSITION_ERRORS as error:
+        # One by one, which takes long, to name them.
+        named = faults_of(schema, "", content, where=f"{where}: ")
+        return None, [*faults, *(named or [f"{where}: not a config of {job} ({' '.join(str(error).split())})."])]
+    # What is taken for something else, as OmegaConf takes 2 for true, no run has written.
+    faults += [f"{where}: {key} is not as a run writes it. Do not trust it." for key in other]
+    return (None if faults else made), faults
+
+
+def _unlike(content: typing.Any, read: typing.Any, name: str = "") -> list[str]:
+    """The keys of plain values that were read as other ones."""
+    if isinstance(content, Mapping) and isinstance(read, Mapping):
+        names = {key: f"{name}.{key}" if name else str(key) for key in content}
+        return [each for key, full in names.items() for each in _unlike(content[key], read.get(key), full)]
+    return [] if content == read and isinstance(content, bool) == isinstance(read, bool) else [name]
 
 
 def check_all(request: Request) -> list[str]:

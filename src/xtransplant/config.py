@@ -619,13 +619,44 @@ class DiffConfig:
     output_dir: str = field(default="outputs", metadata=_OUTPUT_DIR_OF_RUNS)
 
 
+@dataclass
+class ReproduceConfig:
+    """compute a run again, and say on which level it differs first from what was recorded, and by how much"""
+
+    run: str = field(default=MISSING, metadata={"help": "run of evaluate or grid", "type": _PLACE})
+    set: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "keys of the run's config that are others here: model.path, task.data_dir, model.device, …",
+            "type": "[key=value, …]",
+        },
+    )
+    cells: int | None = field(
+        default=None, metadata={"help": "of a grid: compute so many of its cells, drawn by seed; null: all"}
+    )
+    batch_size: int | None = field(
+        default=None, metadata={"help": "of evaluate: prompts per forward pass; null: as the run had it"}
+    )
+    tolerance: float = field(
+        default=1e-4, metadata={"help": "largest difference of a log-probability, or of a score, that counts as none"}
+    )
+    check_only: bool = field(
+        default=False, metadata={"help": "compare environment, model, data and prompts; compute nothing"}
+    )
+    seed: int = field(default=1234, metadata={"help": "of the cells that are drawn"})
+    output_dir: str = field(
+        default="outputs", metadata={"help": "folder for what the job makes; short names are looked for there"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "compute anew what was computed again before"})
+
+
 TaskJob = EvaluateConfig | GridConfig
 # Those whose result is a folder of its own, found again by a hash.
 RunJob = EvaluateConfig | GridConfig | SftConfig
 ModelJob = EvaluateConfig | GridConfig | SftConfig | DoctorConfig
 GridReader = SelectConfig | StrategiesConfig | AnalyzeConfig
 RunReader = SummarizeConfig | CompareConfig | ReportConfig
-ShareJob = ExportConfig | DiffConfig
+ShareJob = ExportConfig | ReproduceConfig | DiffConfig
 JobConfig = ModelJob | GridReader | RunReader | ShareJob
 JOBS: dict[str, type[JobConfig]] = {
     "evaluate": EvaluateConfig,
@@ -639,6 +670,7 @@ JOBS: dict[str, type[JobConfig]] = {
     "report": ReportConfig,
     "doctor": DoctorConfig,
     "export": ExportConfig,
+    "reproduce": ReproduceConfig,
     "diff": DiffConfig,
 }
 

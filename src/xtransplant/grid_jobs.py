@@ -352,7 +352,7 @@ def report(config: ReportConfig) -> None:
     found = html.Found()
     for place in listed(config.runs):
         selections, tables_of = (
-            sorted({path for folder in folders(place) for path in folder.rglob(name)})
+            sorted({path for folder in folders(place) for path in record.below(folder, name)})
             for name in ("selection.json", _STRATEGIES)
         )
         for path in selections:

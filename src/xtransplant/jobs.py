@@ -17,8 +17,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xtransplant import compare as comparing
 from xtransplant import (
+    command,
     conditions,
     families,
     grading,
@@ -28,11 +28,11 @@ from xtransplant import (
     overview,
     pairing,
     record,
-    reproduce,
     selection,
     tables,
     tracking,
 )
+from xtransplant import compare as comparing
 from xtransplant.config import (
     CompareConfig,
     DoctorConfig,
@@ -201,7 +201,7 @@ def finished_run(config: RunJob, folder: Path) -> record.Run | None:
             # Files that somebody may have edited. What a hub holds is not fetched for this.
             for each in load_pairs(config):
                 recorded = found.manifest["tasks"][each.name]
-                other = [key for key, value in _documents(each).items() if recorded.get(key, value) != value]
+                other = [key for key, value in digests(each).items() if recorded.get(key, value) != value]
                 if other:
                     what = "questions (prompts)" if other == ["questions_sha256"] else "documents"
                     changed.append(f"the {what} of {each.name}")
@@ -214,7 +214,7 @@ def finished_run(config: RunJob, folder: Path) -> record.Run | None:
     return found
 
 
-def _documents(found: pairing.Pairing) -> dict[str, Any]:
+def digests(found: pairing.Pairing) -> dict[str, Any]:
     """Digests of a task's evaluated documents and of what they ask."""
     docs = [found.docs[row] for row in found.rows]
     return {
@@ -473,7 +473,7 @@ def _to_evaluate(run: record.Run) -> str:
     except XTransplantError:  # a data set's language that the task has not
         more += " task=<task> language_pair=<source>-<target>"
     asked |= {"split": "unseen"} if config.trains_on_task else {}
-    return reproduce.command("evaluate", asked) + more
+    return command.command("evaluate", asked) + more
 
 
 def summarize(config: SummarizeConfig) -> None:
@@ -701,6 +701,8 @@ def _labels(config: TaskJob) -> dict[str, str]:
 
 def facts_of_run(config: TaskJob, lm: TransplantLM, pairs: list[pairing.Pairing]) -> dict[str, Any]:
     """What every run's manifest says."""
+    import torch
+
     tasks = {}
     for found in pairs:
         tasks[found.name] = {
@@ -713,14 +715,15 @@ def facts_of_run(config: TaskJob, lm: TransplantLM, pairs: list[pairing.Pairing]
             "gold_compared": found.gold_compared,
             "gold_equal": found.gold_equal,
             "trivial_baseline": pairing.trivial_baseline(found, config.task),
-            **_documents(found),
+            **digests(found),
             "prompts_sha256": pairing.prompts_digest(found.target.instances),
         }
     return {
         **_labels(config),
         "seed": config.seed,
         "model": loading.load(config.model).provenance,
-        "environment": record.environment(),
+        # Another number of threads adds up in another order: the last bits differ.
+        "environment": record.environment() | {"threads": torch.get_num_threads()},
         "tasks": tasks,
         "counts": {key: value for key, value in vars(lm.counts).items() if key != "checks"},
         "checks": lm.counts.checks,

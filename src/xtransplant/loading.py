@@ -20,6 +20,7 @@ from xtransplant.config import Dtype, ModelConfig
 from xtransplant.disk import replacing
 from xtransplant.embedded import (
     MARKER,
+    checkpoint_folder,
     embedded_folder,
     from_pretrained,
     home,
@@ -429,6 +430,37 @@ def changed_since(config: ModelConfig, recorded: Mapping[str, Any]) -> list[str]
     if adapter is not None and kind_of(named) is not Kind.hub:
         changed += _unlike(Path(named).expanduser(), adapter["files"])
     return changed
+
+
+def files_here(config: ModelConfig) -> dict[str, Any] | None:
+    """What can be told of `LoadedModel.provenance` without loading: `revision`, `files`, and `files` of the `adapter`.
+
+    None: the model, or its adapter, is not on this machine yet.
+    """
+    kind = kind_of(config.path)
+    snapshot = _hub_snapshot(config)
+    gguf = None
+    folder: Path | None
+    if kind is Kind.hub:
+        folder = snapshot
+    elif kind is Kind.embedded:
+        made = checkpoint_folder(config.path.removeprefix("embedded:"))
+        folder = made if (made / MARKER).is_file() else None
+    else:
+        where = _where(config)
+        folder, gguf = Path(where["pretrained_model_name_or_path"]), where.get("gguf_file")
+    if folder is None:
+        return None
+    paths = [folder / gguf] if gguf else _checkpoint_files(folder, config.allow_pickle)
+    if not any(_is_weights(path.name) for path in paths):
+        return None
+    adapter = None
+    if config.adapter is not None:
+        if kind_of(config.adapter) is Kind.hub:
+            return None
+        own = _checkpoint_files(Path(config.adapter).expanduser(), False)
+        adapter = {"files": _sums([path for path in own if path.name.startswith("adapter_")])}
+    return {"revision": snapshot.name if snapshot else None, "files": _sums(paths), "adapter": adapter}
 
 
 def _unlike(folder: Path, expected: Mapping[str, str]) -> list[str]:

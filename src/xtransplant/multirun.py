@@ -142,6 +142,8 @@ def _one(composed: Any, *, job: str, attempt: str, count: int, run: Run, verbose
         folder = run(config, shown=False)
         outcome["status"] = "done"
         name = f" {folder.name}" if isinstance(folder, Path) else ""
+        if isinstance(folder, int) and folder:  # what was compared differs
+            outcome |= {"status": "failed", "error": f"exit code {folder}; what it printed says why"}
     except Exception as error:
         if record.explained(error) is None:
             traceback.print_exc()

@@ -28,6 +28,7 @@ MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 FAILED = "failed.json"  # why a run was not finished: in its folder until it is begun again
 SWEEP = "sweep.json"  # of a sweep: its runs, and how they ended
+REPRODUCTION = "reproduction.json"  # of a run that was computed again: in the folder that holds that
 FORMAT = 1
 _PACKAGES = (
     *("xtransplant", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "peft", "trl"),
@@ -181,8 +182,8 @@ def _finished(place: str) -> list[Path]:
     """Folders with a manifest below a place, and those that its sweeps name."""
     found: dict[Path, None] = {}
     for folder in folders(place):
-        found |= dict.fromkeys(path.parent for path in sorted(folder.rglob(MANIFEST)))
-        for path in sorted(folder.rglob(SWEEP)):
+        found |= dict.fromkeys(path.parent for path in below(folder, MANIFEST))
+        for path in below(folder, SWEEP):
             content = json.loads(path.read_text(encoding="utf-8"))
             # Beside the sweep, which may have been moved with them: <output_dir>/sweeps/<sweep>/sweep.json.
             outputs = path.parents[2] / content["job"]
@@ -193,6 +194,17 @@ def _finished(place: str) -> list[Path]:
                 log.warning("%s: %d of its %d runs are not finished.", path.parent, missing, len(content["runs"]))
             found |= dict.fromkeys(finished)
     return list(found)
+
+
+def below(folder: Path, name: str) -> list[Path]:
+    """Files of a name in or below a folder, sorted; none of runs that were computed again, for they are the same runs:
+    these are found in their own folder only."""
+    found = []
+    for path in sorted(folder.rglob(name)):
+        between = path.relative_to(folder).parents
+        if not any((folder / each / REPRODUCTION).is_file() for each in between if each != Path()):
+            found.append(path)
+    return found
 
 
 def find_runs(places: Iterable[str], job: str = "evaluate", key: str = "runs", whole: bool = True) -> list[Run]:
@@ -209,7 +221,7 @@ def find_runs(places: Iterable[str], job: str = "evaluate", key: str = "runs", w
     load = load_run if whole else whole_run
     runs: dict[Path, Run] = {}
     for place in places:
-        manifests = sorted({path for folder in folders(place) for path in folder.rglob(MANIFEST)})
+        manifests = sorted({path for folder in folders(place) for path in below(folder, MANIFEST)})
         found = [run for run in map(load, (path.parent for path in manifests)) if run is not None]
         wanted = [run for run in found if run.manifest["job"] == job]
         if not wanted:
@@ -278,7 +290,7 @@ def find_unfinished(
         for place in places
         for folder in folders(place)
         for name in (CONFIG, FAILED, MANIFEST)
-        for path in folder.rglob(name)
+        for path in below(folder, name)
     }
     found = []
     for folder in sorted(begun - set(finished)):
@@ -321,6 +333,27 @@ def environment() -> dict[str, Any]:
         "versions": versions,
         "git": _git(),
     }
+
+
+# Of results.json what says where something lies and by which name it is called: what it holds, other hashes say. There
+# are no times in it.
+_PLACES = ("model.path", "model.revision", "model.adapter", "task.include_path")
+
+
+def without_places(results: Mapping[str, Any]) -> dict[str, Any]:
+    """results.json as it is wherever model and data lie: the same run gives the same text (`as_json`) on any machine
+    that computes the same. What has times in it, and differs between two runs, is in the manifest only."""
+    plain: dict[str, Any] = json.loads(json.dumps(results))
+    asked = plain.get("config", {}).get("model_args", {})
+    for place in _PLACES:
+        section, _, key = place.partition(".")
+        asked.get(section, {}).pop(key, None)
+    for task in plain.get("configs", {}).values():
+        task.pop("dataset_kwargs", None)
+        if task.get("dataset_path") == "json":  # local files instead of the origin
+            task.pop("dataset_path")
+            task.pop("dataset_name", None)
+    return plain
 
 
 def _git() -> dict[str, Any] | None:

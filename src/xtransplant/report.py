@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from xtransplant import __version__, analysis, catalogue, compare, languages, models, overview, reproduce
+from xtransplant import __version__, analysis, catalogue, command, compare, languages, models, overview
 from xtransplant.config import ModelConfig
 from xtransplant.grid import Grid
 from xtransplant.measures import samples
@@ -510,7 +510,7 @@ def _run(run: Run, environments: list[dict[str, Any]]) -> dict[str, Any]:
         **{"split": facts.get("split"), "condition": facts.get("condition"), "control": facts.get("control")},
         "documents": sum(each["documents"] for each in tasks.values()) or None,
         "trained": facts.get("languages"),
-        "command": reproduce.command(facts["job"], config),
+        "command": command.command(facts["job"], config),
         "config": text,
         "environment": environments.index(environment),
         "checks": facts.get("checks"),

@@ -43,9 +43,10 @@ def files_of(page: str) -> dict[str, str]:
 COMMANDS = {page: found for path in links.pages() if (found := commands(page := path.relative_to(ROOT).as_posix()))}
 # Pages whose commands a test of their own runs.
 ELSEWHERE = {
-    "docs/own-benchmark.md": "test_own_benchmark.py",
-    "docs/launchers.md": "test_launchers.py",
-    "docs/tracking.md": "test_tracking.py",
+    "docs/own-benchmark.md": "integration/test_own_benchmark.py",
+    "docs/launchers.md": "integration/test_launchers.py",
+    "docs/tracking.md": "integration/test_tracking.py",
+    "docs/sharing.md": "unit/test_bundle.py",  # `reproduce`: integration/test_reproduce.py
 }
 # Run by a test below.
 RUN = (
@@ -87,8 +88,8 @@ def composed(page: str) -> list[str]:
 def test_every_page_is_of_a_kind() -> None:
     """A page with commands, a new one say, stands in one of the tables above."""
     assert sorted(COMMANDS) == sorted([*ELSEWHERE, *RUN, *COMPOSED])
-    for test in ELSEWHERE.values():
-        assert "commands(" in (ROOT / "tests" / "integration" / test).read_text(encoding="utf-8")
+    for page, test in ELSEWHERE.items():
+        assert Path(page).name in (ROOT / "tests" / test).read_text(encoding="utf-8")
     lines = [line for found in COMMANDS.values() for line in found]
     assert all(any(re.search(each, line) for line in lines) for each in NOT_RUN)
     assert len(OURS) >= 15

@@ -24,7 +24,7 @@ from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import COUNTRIES, documents, write_tasks
 from tests.integration.test_grid import run_evaluate, run_grid
 from tests.unit.test_compare import a_run
-from xtransplant import cli, compose, models, record, report, reproduce
+from xtransplant import cli, command, compose, models, record, report
 from xtransplant.config import EvaluateConfig, GridConfig, SftConfig, config_hash
 from xtransplant.grid import Grid
 
@@ -526,7 +526,7 @@ def test_commands_are_reproduced_for_presets_too() -> None:
         config = compose.compose(job, overrides)
         from xtransplant.config import to_dict
 
-        said = reproduce.command(job, to_dict(config))
+        said = command.command(job, to_dict(config))
         again = compose.compose(job, shlex.split(said)[2:])
         assert to_dict(again) == to_dict(config)
         assert len(said) < len(line) + 20, said
@@ -539,5 +539,5 @@ def test_a_command_has_no_setting_that_acts_in_others_of_its_sweep_only() -> Non
     config = compose.compose("sft", ["task=cldr_language", "data.languages=[en,sw]", "steps=2", "method=full"])
     assert isinstance(config, SftConfig)
     config.lora.rank = 4
-    said = reproduce.command("sft", to_dict(config))
+    said = command.command("sft", to_dict(config))
     assert "lora" not in said and compose.compose("sft", shlex.split(said)[2:])

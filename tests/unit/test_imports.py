@@ -53,13 +53,16 @@ ALLOWED: dict[str, set[str]] = {
     "conditions": {"types", "comparison", "grid", "measures", "overview", "record"},
     "compare": {"types", "conditions", "overview", "record", "stats"},
     "languages": {"catalogue"},
-    "reproduce": {"config", "checks", "catalogue"},
+    "command": {"config", "checks", "catalogue"},
     "report": {
         *("types", "config", "catalogue", "models", "grid", "analysis", "selection", "record", "measures", "overview"),
-        *("compare", "languages", "reproduce"),
+        *("compare", "languages", "command"),
     },
     "bundle": {"types", "checks", "disk", "embedded", "models", "record"},
     "difference": {"config", "checks", "bundle", "grid", "tables"},
+    "reproduction": {
+        *("types", "config", "checks", "bundle", "command", "compose", "grid", "record", "tables"),
+    },
     "tracking": {"config"},
     "tracking_worker": {"types", "record", "measures", "overview", "grid", "analysis", "charts"},
     "compose": {
@@ -86,14 +89,17 @@ ALLOWED: dict[str, set[str]] = {
         "compare",
         "conditions",
         "overview",
-        "reproduce",
+        "command",
         "tables",
         "selection",
         "sft",
         "tracking",
         "training_data",
     },
-    "share_jobs": {"config", "bundle", "difference"},
+    "share_jobs": {
+        *("types", "config", "bundle", "difference", "jobs", "grid_jobs", "loading", "pairing", "record"),
+        "reproduction",
+    },
     "multirun": {"types", "config", "compose", "jobs", "grid_jobs", "logs", "record", "tables", "tracking"},
     "cli": {
         *("types", "config", "checks", "catalogue", "compose", "jobs", "grid_jobs", "share_jobs", "logs", "multirun"),
