@@ -8,7 +8,8 @@ STAMP := .venv/.installed
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-slow test-gpu check docs linkcheck demo hooks constraints release-check clean
+.PHONY: help install lint format test test-slow test-gpu check docs linkcheck demo hooks constraints audit sbom \
+        release-check clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +60,20 @@ demo: install  ## Gemma 3 270M: grid over all layer pairs, selection, test on un
 	$(BIN)/xtransplant summarize 'runs=[outputs/demo]'
 	@echo
 	$(BIN)/xtransplant report runs=outputs/demo output=outputs/demo/report.html overwrite=true
+
+AUDIT := build/audit
+
+$(AUDIT)/.installed: .ci/audit-requirements.txt
+	@test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+audit: $(AUDIT)/.installed  ## look the pinned packages up among known vulnerabilities (needs PyPI's JSON API)
+	@$(AUDIT)/bin/python .ci/audit.py
+
+sbom: install $(AUDIT)/.installed  ## what is installed, as a CycloneDX bill of materials: build/sbom.json
+	@$(AUDIT)/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o build/sbom.json $(BIN)/python
+	@echo build/sbom.json
 
 hooks: install  ## have git run the lint before each commit
 	$(BIN)/pre-commit install

@@ -513,10 +513,13 @@ class _Reader:
         def where(name: str) -> str:
             return f"{self.named}: {RUN}/{name}"
 
-        manifest = read_json(text(record.MANIFEST), where(record.MANIFEST))
+        try:
+            manifest = disk.unsealed(read_json(text(record.MANIFEST), where(record.MANIFEST)))
+        except ValueError as error:
+            self._refuse(f"{RUN}/{record.MANIFEST}", str(error))
         kinds = {"files": dict, "model": dict, "environment": dict}
         for name, kind in kinds.items():
-            if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kind):
+            if not isinstance(manifest.get(name), kind):
                 self._refuse(f"{RUN}/{record.MANIFEST}", f"not a manifest: {name} is missing")
         for name, said in {"job": content["job"], "config_hash": content["short"]}.items():
             if manifest.get(name) != said:
@@ -526,7 +529,7 @@ class _Reader:
         if not isinstance(results, dict):
             self._refuse(f"{RUN}/results.json", "not the results of a run")
         if any(path.startswith(f"{RUN}/") for path in content["withheld"]):
-            record.write(run / record.MANIFEST, record.as_json({**manifest, "files": hashes}))
+            record.write(run / record.MANIFEST, record.as_json(disk.sealed({**manifest, "files": hashes})))
         return Opened(
             self.named.partition("=")[2],
             run,

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from xtransplant import disk
 from xtransplant.checks import near
 from xtransplant.config import TaskConfig
 from xtransplant.types import XTransplantError
@@ -39,8 +40,6 @@ REQUESTS = {
 }
 _TASK_KEYS = {each.name for each in dataclasses.fields(TaskConfig)}
 
-# libyaml's, where PyYAML was built with it, is eight times as fast.
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SENTENCE_END = re.compile(r"\.(?=\s+[A-Z]|$)")
 
 
@@ -67,10 +66,20 @@ def config_folder(config_dir: str) -> Path:
         raise XTransplantError(
             f"--config-dir {config_dir}: no such folder. Give one with files such as model/<name>.yaml."
         )
-    for path in sorted(folder.glob("*.yaml")):
+    for path in sorted(folder.rglob("*.yaml")):
         try:
-            content = yaml.load(path.read_text(encoding="utf-8"), _LOADER)
-        except (yaml.YAMLError, UnicodeDecodeError):
+            content = disk.yaml_of(path)
+        except yaml.YAMLError:
+            continue  # said where it is used
+        except (OSError, ValueError) as error:
+            raise XTransplantError(f"--config-dir {config_dir}: {path} cannot be read: {error}.") from error
+        beyond = [each for each in _named_files(content) if ".." in each.split("/")]
+        if beyond:
+            raise XTransplantError(
+                f"--config-dir {config_dir}: {path} names a file outside of its folder: {beyond[0]}. Put that "
+                "file into the folder, or give its own as --config-dir."
+            )
+        if path.parent != folder:
             continue
         # A file of defaults, for --config-name, has sections in place of these.
         group = "task" if isinstance(content, dict) and "tasks" in content else None
@@ -81,6 +90,13 @@ def config_folder(config_dir: str) -> Path:
                 f"--config-dir {config_dir}: found {given / path.name}: it should be {given / group / path.name}."
             )
     return folder
+
+
+def _named_files(content: Any) -> list[str]:
+    """What the `defaults` of a file name."""
+    listed = content.get("defaults") if isinstance(content, dict) else None
+    named = [each if isinstance(each, dict) else {"": each} for each in listed] if isinstance(listed, list) else []
+    return [str(part) for each in named for pair in each.items() for part in pair]
 
 
 def entries(kind: str, config_dir: str | None = None) -> list[Entry]:
@@ -140,7 +156,7 @@ def of_job(job: str) -> tuple[list[str], dict[str, str | None]]:
     """A job's examples, which stand at the top of its file, and its groups of choices with the default of each."""
     path = Path(str(files("xtransplant.conf"))) / f"{job}.yaml"
     commands = [line for line in _head(path) if line.startswith("xtransplant ")]
-    named = yaml.load(path.read_text(encoding="utf-8"), _LOADER)["defaults"]
+    named = disk.yaml_of(path)["defaults"]
     return commands, {group: choice for each in named if isinstance(each, dict) for group, choice in each.items()}
 
 
@@ -226,8 +242,8 @@ def choice_content(name: str, choices: Mapping[str, Path], below: Collection[str
     if name not in choices or name in below:
         return {}
     try:
-        content = yaml.load(choices[name].read_text(encoding="utf-8"), _LOADER)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = disk.yaml_of(choices[name])
+    except (yaml.YAMLError, ValueError) as error:
         raise XTransplantError(f"{choices[name]}: not YAML: {error}\nMend the file.") from error
     if not isinstance(content, dict):
         return {}

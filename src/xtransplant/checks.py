@@ -25,6 +25,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from xtransplant import disk
 from xtransplant.config import (
     DiffConfig,
     DoctorConfig,
@@ -685,7 +686,9 @@ def template_faults(task: TaskConfig) -> list[str]:
                 fields = {each for _, each, _, _ in string.Formatter().parse(template) if each is not None}
             except ValueError:
                 fields = {"{"}  # a brace without its counterpart
-            if fields - set(allowed):
+            if name == "task.data_files" and not disk.is_below(template):
+                faults.append(f"{name}: {template} leads out of its folder. Give paths below task.data_dir.")
+            elif fields - set(allowed):
                 braces = ", ".join(f"{{{each}}}" for each in allowed)
                 faults.append(f"{name}: {template} cannot be filled in. Allowed in braces: {braces}.")
     return faults

@@ -13,6 +13,7 @@ import sys
 import textwrap
 from argparse import Namespace
 from collections.abc import Collection, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _answered(arguments: list[str]) -> int:
     try:
-        return _main(arguments)
+        with redirect_stdout(logs.Plain(sys.stdout)):
+            return _main(arguments)
     except KeyboardInterrupt:
         print(f"interrupted. {multirun.goes_on(arguments)}", file=sys.stderr)
         return 130
@@ -99,7 +101,7 @@ def _answered(arguments: list[str]) -> int:
         said = record.explained(error)
         if said is None:
             raise
-        print(f"error: {said}", file=sys.stderr)
+        print(f"error: {logs.plain(said)}", file=sys.stderr)
         return 2 if isinstance(error, XTransplantError) else 1
 
 
@@ -231,7 +233,9 @@ def _run_job(arguments: Sequence[str], job: str, options: dict[str, str], overri
     many = "--multirun" in options
     config_name = options.get("--config-name", job)
     with compose.open_hydra(options.get("--config-dir")) as hydra:
-        request = compose.read(hydra, job, overrides, config_name=config_name, multirun=many)
+        request = compose.read(
+            hydra, job, overrides, config_name=config_name, multirun=many, config_dir=options.get("--config-dir")
+        )
         faults = list(request.faults)
         showing = options.keys() & {"--cfg", "--info", "--hydra-help"}
         if not showing:

@@ -31,7 +31,7 @@ def command(job: str, config: Mapping[str, Any]) -> str:
     has the run's hash (tested), as long as the presets and defaults are those of the run's commit.
     """
     if job not in JOBS:
-        return f"xtransplant {job}"  # of a version that has more jobs
+        return shlex.join(["xtransplant", job])  # of a version that has more jobs
     hints = typing.get_type_hints(JOBS[job])
     overrides: list[str] = []
     for name, value in config.items():
@@ -42,7 +42,7 @@ def command(job: str, config: Mapping[str, Any]) -> str:
             default = {key.name: key.default for key in keys(JOBS[job])}[name]
             overrides += [] if value == _plain(default) else [_override(name, value)]
         elif name == "language_pair":
-            overrides.append(f"language_pair={value['source']}-{value['target']}")
+            overrides.append(shlex.quote(f"language_pair={value['source']}-{value['target']}"))
         else:
             overrides += _section(job, name, annotation, value)
     return " ".join(["xtransplant", job, *overrides])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import re
@@ -114,8 +115,12 @@ class LanguagePairsPath(SearchPathPlugin):
 
 
 def register() -> None:
-    """Make the schemas, language pairs and launchers known to Hydra. A second call changes nothing."""
+    """Make the schemas, language pairs and launchers known to Hydra. A second call changes nothing.
+
+    No value is filled in from the environment any more: a config may come from a stranger, and may be sent to one.
+    """
     hydra_version.setbase("1.3")
+    OmegaConf.register_new_resolver("oc.env", _refuse_environment, replace=True)
     for job, schema in JOBS.items():
         ConfigStore.instance().store(name=f"{job}_schema", node=schema, provider="xtransplant")
     known = Plugins.instance()  # looks for plugins itself, but finds none in an editable install
@@ -123,6 +128,13 @@ def register() -> None:
 
     for plugin in (LanguagePairs, LanguagePairsPath, *LAUNCHERS):
         known.register(plugin)
+
+
+def _refuse_environment(*name: str, _node_: typing.Any) -> typing.NoReturn:
+    raise XTransplantError(
+        f"{_node_._get_full_key(None)}: reads the variable {name[0] if name else ''} of the environment, which no "
+        "config may: it is kept, and may be sent. Write the value; on the command line the shell fills in $NAME."
+    )
 
 
 def _of_launcher(line: str) -> bool:
@@ -174,9 +186,19 @@ class Request:
 
 
 def read(
-    hydra: Hydra, job: str, overrides: Sequence[str], *, config_name: str | None = None, multirun: bool = False
+    hydra: Hydra,
+    job: str,
+    overrides: Sequence[str],
+    *,
+    config_name: str | None = None,
+    multirun: bool = False,
+    config_dir: str | None = None,
 ) -> Request:
-    """Compose the configs of one run or a sweep, and find every fault of the overrides and files on the way."""
+    """Compose the configs of one run or a sweep, and find every fault of the overrides and files on the way.
+
+    Args:
+        config_dir: that `hydra` was opened with.
+    """
     reader = _Reader(hydra, JOBS[job], config_name or job)
     request = Request()
     if issubclass(JOBS[job], ShareJob):
@@ -201,6 +223,7 @@ def read(
         request.faults += launcher_faults
         request.overrides = [line for line in request.overrides if not _of_launcher(line)]
     request.axes = reader.axes(request.overrides)
+    foreign = config_dir is not None or bool(reader.search_path)
     if multirun and reader.tracks_nothing(request):
         # A sweep is logged where nothing asks for an account: as files, for `wandb sync`.
         request.overrides.append("tracking=wandb_offline")
@@ -217,7 +240,10 @@ def read(
                         request.faults.append(f"{key.name} is missing. Give {key.name}=<{key.type}>: {key.help}.")
                         request.unclear.add(key.name)
             request.lines.append(lines)
-            request.runs.append(as_config(node))
+            run = as_config(node)
+            if foreign:
+                request.faults += reader.unasked(request.overrides, run)
+            request.runs.append(run)
         except _COMPOSITION_ERRORS as error:
             request.faults += reader.composition_faults(lines, error)
     request.faults = list(dict.fromkeys(request.faults))
@@ -239,7 +265,7 @@ def compose(job: str, overrides: Sequence[str] = (), config_dir: str | None = No
         XTransplantError: with every fault that can be found without loading a model or building a task.
     """
     with open_hydra(config_dir) as hydra:
-        request = read(hydra, job, overrides)
+        request = read(hydra, job, overrides, config_dir=config_dir)
     faults = [*request.faults, *check_all(request)]
     if faults:
         raise refusal(faults)
@@ -396,21 +422,93 @@ _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, O
 _NOISE = ("full_key:", "object_type=", "reference_type=", "See https:", "provider=", "Config search path:")
 
 
+# Leave to run code: given on the command line, or not at all.
+_BY_NAME = ("model.trust_remote_code", "model.allow_pickle", "task.allow_code")
+# Of Hydra's own section, what a file may say: what describes the run, the axes of an experiment, and numbers and names
+# of a launcher of ours.
+_OF_FILES = re.compile(
+    r"(runtime|overrides|sweeper\.params)\..*|mode|job\.(name|id|num|override_dirname|config_name|env_copy)"
+    r"|launcher\.(?!setup|additional|init|address|_target_|_convert_|_partial_|_args_|_recursive_)\w+"
+)
+
+
+def _may_be_in_a_file(name: str, value: typing.Any) -> bool:
+    from hydra_plugins.xtransplant_launchers import LAUNCHERS
+
+    if name == "launcher._target_":
+        return value in [f"{each.__module__}.{each.__name__}" for each in LAUNCHERS]
+    return _OF_FILES.fullmatch(name) is not None or (name == "launcher._convert_" and value == "all")
+
+
+def _flat(values: typing.Any, name: str = "") -> dict[str, typing.Any]:
+    """Dotted name -> value; lists, and mappings without entries, are values."""
+    if not isinstance(values, dict) or not values:
+        return {name: values}
+    return {
+        full: each
+        for key, value in values.items()
+        for full, each in _flat(value, f"{name}.{key}" if name else str(key)).items()
+    }
+
+
+@functools.lru_cache(maxsize=8)
+def _usual(schema: str, groups: tuple[str, ...]) -> list[dict[str, typing.Any]]:
+    """Hydra's own section without files of the user's: as the job has it, and as Hydra has it by itself."""
+    job = next(name for name, each in JOBS.items() if each.__name__ == schema)
+    with open_hydra() as plain:
+        try:
+            composed = plain.compose_config(job, list(groups), RunMode.RUN)
+        except _COMPOSITION_ERRORS:  # a choice that only the user's files have
+            composed = plain.compose_config(job, [], RunMode.RUN)
+        both = (composed, plain.compose_config(None, [], RunMode.RUN))
+    return [_flat(OmegaConf.to_container(each.hydra)) for each in both]
+
+
 class _Reader:
     """Reads the overrides of one job."""
 
     def __init__(self, hydra: Hydra, schema: type[JobConfig], config_name: str) -> None:
         self.hydra, self.schema, self.config_name = hydra, schema, config_name
         self.search_path: list[str] = []  # overrides of hydra.searchpath
+        self.hydra_section = OmegaConf.create()  # of what was composed last
         self.parser = OverridesParser.create(config_loader=hydra.config_loader)
         self.keys = {key.name: key for key in keys(schema)}
 
     def compose(self, overrides: list[str]) -> DictConfig:
         composed = self.hydra.compose_config(self.config_name, overrides, RunMode.RUN)
         with open_dict(composed):
-            del composed["hydra"]
+            self.hydra_section = composed.pop("hydra")
         # A user's root config may lack the schema.
         return OmegaConf.merge(OmegaConf.structured(self.schema), composed)  # type: ignore[return-value]
+
+    def unasked(self, overrides: Sequence[str], run: typing.Any) -> list[str]:
+        """What a file of the user's, who may have it from a stranger, says in place of the person at the command line:
+        that code may run, or what Hydra builds, calls, writes and sets before a run begins.
+
+        Args:
+            overrides: those that were given; not those that a file sweeps over.
+            run: what was composed last.
+        """
+        parsed = self.parser.parse_overrides(list(overrides))
+        keys = {each.key_or_group: each for each in parsed}
+        given = {key for key, each in keys.items() if "." in key or isinstance(each.value(), dict)}
+        faults = []
+        for name in _BY_NAME:
+            section, _, key = name.partition(".")
+            if getattr(getattr(run, section, None), key, False) and not {section, name} & given:
+                faults.append(
+                    f"{name}=true: a file says so, and not you. If you trust what it is for, give {name}=true."
+                )
+        groups = [line for line in overrides if line.startswith("hydra/")]
+        usual = _usual(self.schema.__name__, tuple(groups))
+        for name, value in _flat(OmegaConf.to_container(self.hydra_section)).items():
+            asked = any(f"hydra.{name}.".startswith(f"{each}.") for each in given)
+            if not asked and not any(value == each.get(name) for each in usual) and not _may_be_in_a_file(name, value):
+                faults.append(
+                    f"hydra.{name}={shown(value)}: a file says so, and only you may: it can run code, or write "
+                    "elsewhere. Leave it out there; give it on the command line if you need it."
+                )
+        return faults
 
     def sweep(self, overrides: list[str]) -> list[list[str]]:
         """The overrides of each run."""
@@ -475,6 +573,10 @@ class _Reader:
             for place in map(str, places) if isinstance(places, list) else []:
                 if not place.startswith("pkg://") and not Path(place.removeprefix("file://")).is_dir():
                     return [f"{line}: no such folder: {place}. Give folders that exist: [file:///path/to/conf]."]
+                try:
+                    _ = place.startswith("pkg://") or catalogue.config_folder(place.removeprefix("file://"))
+                except XTransplantError as error:
+                    return [f"{line}: {error}"]
             self.search_path.append(line)
         if _of_launcher(line):
             if override.is_sweep_override():

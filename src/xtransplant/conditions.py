@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from xtransplant import comparison, grid, record
+from xtransplant import comparison, disk, grid, record
 from xtransplant.grid import Grid
 from xtransplant.measures import samples
 from xtransplant.overview import VANILLA, Document, flat, parts
@@ -149,7 +149,7 @@ class _Known:
 
     def _at(self, folder: Path) -> Run | None:
         try:
-            manifest = json.loads((folder / record.MANIFEST).read_text(encoding="utf-8"))
+            manifest = disk.unsealed(disk.json_of(folder / record.MANIFEST))
             return Run(folder, manifest, {}) if manifest["job"] == "sft" and "files" in manifest else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -161,7 +161,7 @@ class _Known:
             found: dict[str, Any] = {}
             if folder is not None:
                 with suppress(OSError, ValueError):
-                    found = json.loads((Path(folder) / record.MANIFEST).read_text(encoding="utf-8"))
+                    found = disk.unsealed(disk.json_of(Path(folder) / record.MANIFEST))
             self._grids[sha] = found if found.get("grid_sha256") == sha else {}
         return self._grids[sha]
 

@@ -119,6 +119,9 @@ class TaskConfig:
     include_path: list[str] = field(
         default_factory=list, metadata={"help": "folders of your own lm-eval task YAML files"}
     )
+    allow_code: bool = field(
+        default=False, metadata={"help": "run Python code that comes with the task files of include_path"}
+    )
     languages: dict[str, str] = field(
         default_factory=dict, metadata={"help": "language code -> the task's own; empty: any, as given"}
     )
@@ -680,8 +683,8 @@ JOBS: dict[str, type[JobConfig]] = {
 # Where and how a run is done, or that it may be, not what it computes.
 _NOT_IN_HASH = (
     *("output_dir", "resume", "overwrite", "tracking", "batch_size", "grid.memory", "selection", "selection_of_base"),
-    *("task.data_dir", "task.documents", "task.requests", "task.translated", "task.licence", "task.redistribute"),
-    *("model.device", "model.device_map"),
+    *("task.data_dir", "task.allow_code", "task.documents", "task.requests", "task.translated"),
+    *("task.licence", "task.redistribute", "model.device", "model.device_map"),
 )
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from xtransplant.disk import alone
+from xtransplant.disk import alone, json_of
 from xtransplant.types import XTransplantError
 
 if TYPE_CHECKING:
@@ -342,7 +342,7 @@ def package_faults(given: str, *packages: str) -> list[str]:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None where there is none to be read."""
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        read = json_of(path)
     except (OSError, ValueError):
         return None
     return read if isinstance(read, dict) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 import re
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from xtransplant import disk
 from xtransplant.catalogue import languages_meant
 from xtransplant.checks import did_you_mean
 from xtransplant.config import EmptyPrompt, LanguagePairConfig, TaskConfig
@@ -60,7 +60,7 @@ def task_names(task: TaskConfig, pair: LanguagePairConfig) -> list[tuple[str, st
 
 @lru_cache(maxsize=4)
 def find_tasks(include_path: tuple[str, ...] = ()) -> dict[str, Path]:
-    """Every task's name and the folder of its YAML file: the user's, ours, then the harness's.
+    """Every task's name and its YAML file: the user's, ours, then the harness's.
 
     Reads names only: the harness's own index, which parses 13,000 files, takes half a minute.
     """
@@ -69,10 +69,11 @@ def find_tasks(include_path: tuple[str, ...] = ()) -> dict[str, Path]:
     for root in (*include_path, str(files("xtransplant.tasks")), str(_harness_tasks())):
         for folder, _, names in os.walk(root):
             for name in names:
-                if name.endswith(".yaml"):
-                    path = Path(folder, name)
-                    for indent, task in _TASK_NAME.findall(path.read_bytes()):
-                        (mentioned if indent else defined).setdefault(task.decode(), path.parent)
+                path = Path(folder, name)
+                # A pipe, or a link to a device, has no end.
+                if name.endswith(".yaml") and path.is_file():
+                    for indent, task in _TASK_NAME.findall(disk.bytes_of(path)):
+                        (mentioned if indent else defined).setdefault(task.decode(errors="replace"), path)
     return mentioned | defined
 
 
@@ -143,7 +144,10 @@ def check(task: TaskConfig, pair: LanguagePairConfig, mean_over: Sequence[str] =
         faults.append(f"task.data_dir={task.data_dir}: no such folder. Give an existing one, or null to use the hub.")
     if faults or not task.tasks:  # none: `checks` says so
         return faults
-    known = find_tasks(tuple(task.include_path))
+    try:
+        known = find_tasks(tuple(task.include_path))
+    except (OSError, ValueError) as error:
+        return [f"task.include_path: {', '.join(task.include_path)}: a file cannot be read: {error}."]
     targets, sources = zip(*task_names(task, pair), strict=True)
     key_of_source = "task.tasks" if task.source_tasks is None else "task.source_tasks"
     asked = dict.fromkeys(targets, "task.tasks")
@@ -173,6 +177,8 @@ def check(task: TaskConfig, pair: LanguagePairConfig, mean_over: Sequence[str] =
                 f"{key}: lm-eval has no task {name!r}. {did_you_mean(name, known)}Allowed: the harness's "
                 "tasks (xtransplant lm-eval ls tasks), ours (tasks/), and those below task.include_path=[folder]."
             )
+    own = dict.fromkeys(known[name] for name in asked if name in known and not _is_trusted(known[name]))
+    faults += [fault for path in own for fault in code_faults(task, path)]
     if task.data_dir is not None:
         for language in (pair.source, pair.target, *mean_over):
             for pattern in task.data_files.values():
@@ -219,7 +225,8 @@ class Loader:
 
     def __init__(self, task: TaskConfig) -> None:
         self.task = task
-        self._folder_of = find_tasks(tuple(task.include_path))
+        self._file_of = find_tasks(tuple(task.include_path))
+        sandbox_templates()
         self._managers: dict[Path, TaskManager] = {}
 
     def load(self, name: str, language: str) -> ConfigurableTask:
@@ -231,7 +238,12 @@ class Loader:
         manager = self._manager(name)
         entry = manager.task_index.get(name)
         if entry is None:
-            raise XTransplantError(_unreadable(self._folder_of[name], name))
+            raise XTransplantError(_unreadable(self._file_of[name].parent, name))
+        if not _is_trusted(self._file_of[name]):
+            # Once more, of what is loaded now: the folder may have changed, or have a second task of the name.
+            faults = code_faults(self.task, entry.yaml_path or self._file_of[name].parent / name)
+            if faults:
+                raise XTransplantError("\n".join(faults))
         settings = entry.cfg or {}
         spec: Any = name
         files = self._own_files(language)
@@ -258,8 +270,8 @@ class Loader:
             files = {part: Path(path) for part, path in named.items() if isinstance(path, str) and Path(path).is_file()}
         try:
             loaded: ConfigurableTask = self._load(manager, name, spec, settings)
-        except XTransplantError:
-            raise
+        except XTransplantError as error:
+            raise XTransplantError(f"Task {name} ({entry.yaml_path}) could not be loaded: {error}") from error
         except Exception as error:
             fault = _fault_in_yaml(entry, files, error) or _fault_in_files(settings, files, error)
             said = f"{type(error).__name__}: {str(error).strip()[:500]}"
@@ -304,7 +316,7 @@ class Loader:
     def _manager(self, name: str) -> TaskManager:
         from lm_eval.tasks import TaskManager
 
-        folder, data = self._folder_of[name], data_dir(self.task)
+        folder, data = self._file_of[name].parent, data_dir(self.task)
         if folder not in self._managers:
             metadata = {"data_dir": data} if data is not None else None
             self._managers[folder] = TaskManager(include_path=str(folder), include_defaults=False, metadata=metadata)
@@ -323,7 +335,7 @@ def _unreadable(folder: Path, name: str) -> str:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     for path in sorted(folder.glob("*.yaml")):
-        if name not in (task.decode() for _, task in _TASK_NAME.findall(path.read_bytes())):
+        if not path.is_file() or name.encode() not in (task for _, task in _TASK_NAME.findall(disk.bytes_of(path))):
             continue
         try:
             load_yaml(path, resolve_func=False)
@@ -397,7 +409,7 @@ def broken_line(path: Path, example: str) -> str | None:
         for number, line in enumerate(lines, start=1):
             count += bool(line.strip())
             try:
-                document = json.loads(line) if line.strip() else {}
+                document = disk.json_in(line) if line.strip() else {}
             except ValueError as fault:
                 return f"{path}, line {number}: not JSON: {fault}. Write one document a line, as {example}."
             if not isinstance(document, dict):
@@ -408,7 +420,7 @@ def broken_line(path: Path, example: str) -> str | None:
 def _is_one_value(path: Path) -> bool:
     """Whether a file is one list in JSON, over several lines, which `datasets` reads too."""
     try:
-        return isinstance(json.loads(path.read_bytes()), list)
+        return isinstance(disk.json_of(path), list)
     except ValueError:
         return False
 
@@ -417,10 +429,164 @@ def _first_document(path: Path) -> dict[str, Any]:
     with path.open("rb") as lines:
         first = next((line for line in lines if line.strip()), b"{}")
     try:
-        document = json.loads(first)
+        document = disk.json_in(first)
     except ValueError:
         return {}
     return document if isinstance(document, dict) else {}
+
+
+# --- Tasks from strangers ---------------------------------------------------------------------------------------------
+
+
+class _Function(str):
+    """What a YAML file asks to import, by its name; nothing is imported."""
+
+
+class _OwnYaml(disk.YamlLoader):
+    """Reads a task's YAML as the harness does, but for the functions."""
+
+
+yaml.add_constructor("!function", lambda loader, node: _Function(node.value), Loader=_OwnYaml)
+
+
+def _is_trusted(path: Path) -> bool:
+    """Whether a file is part of this program or of the harness."""
+    return any(path.resolve().is_relative_to(root.resolve()) for root in _roots_of_trust())
+
+
+def _roots_of_trust() -> tuple[Path, Path]:
+    return Path(str(files("xtransplant.tasks"))), _harness_tasks()
+
+
+def code_faults(task: TaskConfig, path: Path) -> list[str]:
+    """What a task's YAML of the user's asks for that nobody has allowed: to run code, or to read other folders.
+
+    Nothing of it is run to find that out. It and what it includes are read; what is part of this program or of the
+    harness is trusted.
+
+    Args:
+        path: the file that defines the task.
+    """
+    if task.allow_code:
+        return []
+    faults: list[str] = []
+    seen: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        place = waiting.pop(0)
+        if place.resolve() in seen or _is_trusted(place):
+            continue
+        seen.add(place.resolve())
+        if not any(place.resolve().is_relative_to(Path(root).resolve()) for root in task.include_path):
+            faults.append(f"{place}: lies outside of task.include_path, and a task file includes it")
+            continue
+        try:
+            content = disk.yaml_of(place, _OwnYaml)
+        except yaml.constructor.ConstructorError as error:
+            faults.append(f"{place}: {error.problem}")
+            continue
+        except yaml.YAMLError:
+            continue  # said where it is loaded: with the line
+        except (OSError, ValueError) as error:
+            faults.append(f"{place}: cannot be read: {error}")
+            continue
+        if isinstance(content, dict):
+            faults += [f"{place}: {asked}" for asked in _asks_for(content, task)]
+            included = content.get("include", [])
+            waiting += [place.parent / str(each) for each in (included if isinstance(included, list) else [included])]
+    allow = "Nothing of a task file is run, and no other folder read, unless asked for. Read it; if you trust it:"
+    return [f"{fault}. {allow} task.allow_code=true" for fault in faults]
+
+
+def _asks_for(content: dict[str, Any], task: TaskConfig) -> Iterator[str]:
+    """What in a task's YAML runs code, or leads out of its folder."""
+    for key, value in content.items():
+        for each in _texts(value):
+            if isinstance(each, _Function):
+                yield f"{key}: !function {each} is Python code"
+    # A group builds all its tasks, and a class is built as it is.
+    for key in ("class", "group", "unsafe_code", "custom_dataset"):
+        if content.get(key) and not isinstance(content[key], _Function):
+            yield f"{key}: {content[key]} makes of the file more than a task"
+    if isinstance(content.get("task"), str) and ("/" in content["task"] or not disk.is_below(content["task"])):
+        yield f"task: {content['task']!r} cannot be part of a file's name"
+    metrics = content.get("metric_list") or []
+    for each in metrics if isinstance(metrics, list) else [metrics]:
+        name = each.get("metric") if isinstance(each, dict) else each
+        if isinstance(name, _Function):
+            continue
+        if str(name) not in _metrics() or (isinstance(each, dict) and each.get("hf_evaluate")):
+            yield f"metric_list: {name} is no metric of the harness's own: it would be looked for as a script"
+    where = content.get("dataset_path")
+    if isinstance(where, str) and where not in _FILE_FORMATS and "/" not in where and not Path(where).is_dir():
+        formats = ", ".join(_FILE_FORMATS)
+        yield f"dataset_path: {where} is no folder, no <owner>/<name> of the hub, and none of {formats}"
+    prompt = content.get("use_prompt")
+    places = [where, content.get("dataset_kwargs"), prompt.partition(":")[0] if isinstance(prompt, str) else None]
+    for place in _texts(places):
+        if _leads_out(place, [*task.include_path, data_dir(task)]):
+            yield (
+                f"{place} is read, and lies in no folder of task.include_path or task.data_dir "
+                "(task.data_dir=<its folder> allows that)"
+            )
+    if isinstance(content.get("dataset_kwargs"), dict) and "cache_dir" in content["dataset_kwargs"]:
+        yield "dataset_kwargs: cache_dir says where to write"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value, its keys left out."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
+
+
+def _leads_out(place: str, folders: Iterable[str | None]) -> bool:
+    """Whether a path, or an address, that a task names is neither on the hub nor below the folders."""
+    if place.startswith("hf://"):
+        return ".." in place
+    path = Path(place).expanduser()
+    if "://" in place or "::" in place:
+        return True
+    if not path.is_absolute() and ".." not in path.parts:
+        return False
+    return not any(folder and path.resolve().is_relative_to(Path(folder).resolve()) for folder in folders)
+
+
+@lru_cache(maxsize=1)
+def _metrics() -> Collection[str]:
+    from lm_eval.api import metrics, registry
+
+    assert metrics  # it fills the registry
+
+    return {*registry.metric_registry}
+
+
+def sandbox_templates() -> None:
+    """Let the harness fill in templates in Jinja's sandbox: one may come from a stranger's YAML, and could else run
+    anything. What an ordinary template gives stays the same.
+    """
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+
+    if isinstance(utils.env, SandboxedEnvironment):
+        return
+
+    class Sandbox(SandboxedEnvironment):
+        def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
+            raise XTransplantError(f"a template asks for {attribute} of {type(obj).__name__}, which is not data.")
+
+        def is_safe_callable(self, obj: Any) -> bool:
+            if not super().is_safe_callable(obj):
+                raise XTransplantError(f"a template calls {obj!r}, which is not allowed.")
+            return True
+
+    before = utils.env
+    utils.env = Sandbox(
+        loader=before.loader, undefined=before.undefined, keep_trailing_newline=before.keep_trailing_newline
+    )
+    utils.env.filters.update(before.filters)
 
 
 # --- A hub that cannot be reached -----------------------------------------------------------------------------------

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from xtransplant import disk
 from xtransplant.answer_language import own_metrics
 from xtransplant.disk import replacing
 from xtransplant.types import Cell, Component, XTransplantError
@@ -36,6 +35,7 @@ _ARRAYS = {
     "text": ("DC", np.int32),
     "vanilla_text": ("D", np.int32),
 }
+_SEAL = "sha256"  # of the content, in the file: by it damage is seen
 # Meta data that two grids must have in common to speak of the same cells; for their scores to be comparable; and to be
 # parts of one grid.
 SAME_CELLS = ("model_name", "num_layers", "intervention", "control")
@@ -243,7 +243,9 @@ class Grid:
             XTransplantError: the file cannot be written.
         """
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **self._stored())  # type: ignore[arg-type]
+        seal = np.frombuffer(bytes.fromhex(self.sha256), dtype=np.uint8)
+        # The seal first: damage to a zip's list of entries hides those behind it.
+        np.savez_compressed(buffer, **{_SEAL: seal}, **self._stored())  # type: ignore[arg-type]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary:
@@ -259,23 +261,22 @@ class Grid:
             XTransplantError: no such file; not a grid; of another format; damaged.
         """
         try:
-            with path.open("rb") as stream:
-                if not zipfile.is_zipfile(stream):
-                    raise ValueError("no .npz file")
-                stream.seek(0)
-                with np.load(stream, allow_pickle=False) as file:
-                    stored = {name: file[name] for name in file.files}
-            names = json.loads(stored.pop("names").tobytes())
+            stored = disk.arrays_of(path, {"names", _SEAL, *_ARRAYS})
+            # Grids of before 2026-11-27 have none.
+            seal = stored.pop(_SEAL, None)
+            names = disk.json_in(stored.pop("names").tobytes())
             if names["format"] != FORMAT:
                 raise XTransplantError(f"{path}: a grid of format {names['format']}; this version reads {FORMAT}.")
-            lists = {name: names.get(name) for name in ("texts", "questions")}
-            return cls(names["meta"], names["cells"], names["documents"], **lists, **stored)
+            lists: dict[str, Any] = {name: names.get(name) for name in ("texts", "questions")}
+            arrays: dict[str, Any] = stored
+            read = cls(names["meta"], names["cells"], names["documents"], **lists, **arrays)
+            if seal is not None and seal.tobytes().hex() != read.sha256:
+                raise ValueError("not what was written: its own hash differs")
+            return read
         except (FileNotFoundError, IsADirectoryError) as error:
             raise XTransplantError(f"{path}: no such grid. Give the file grid.npz of a grid's folder.") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
             raise XTransplantError(f"{path}: not a grid, or damaged ({error}). Compute it anew.") from error
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-            raise XTransplantError(f"{path}: damaged ({error}). Compute it anew.") from error
 
     def _stored(self) -> dict[str, np.ndarray]:
         names = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from xtransplant import logs, record, tables
+from xtransplant import disk, logs, record, tables
 from xtransplant.checks import folders
 from xtransplant.config import (
     AnalyzeConfig,
@@ -374,7 +373,7 @@ def report(config: ReportConfig) -> None:
 
 def _read_strategies(path: Path) -> list[Any]:
     try:
-        tables_read = json.loads(path.read_text(encoding="utf-8"))
+        tables_read = disk.json_of(path)
         if not all({"grid", "rows"} <= each.keys() for each in tables_read):
             raise ValueError("no table of strategies")
     except (OSError, ValueError, AttributeError, TypeError) as error:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xtransplant import (
@@ -255,7 +254,7 @@ def _line_of(found: pairing.Pairing, pair: LanguagePairConfig) -> str:
 def write_results(folder: Path, results: dict[str, Any]) -> None:
     """The harness's results, and a file of samples for each task."""
     samples = results.pop("samples")
-    record.write(folder / "results.json", record.as_json(results))
+    record.write(folder / record.RESULTS, record.as_json(results))
     for name, rows in samples.items():
         record.write(folder / f"samples_{name}.jsonl", "".join(record.as_json(row, indent=None) for row in rows))
 
@@ -391,7 +390,7 @@ def _sft(config: SftConfig, folder: Path) -> None:
             "steps": trained.steps,
             "best_step": trained.best_step,
         }
-        record.write(folder / "results.json", record.as_json(losses))
+        record.write(folder / record.RESULTS, record.as_json(losses))
         manifest = {
             "job": "sft",
             **about,
@@ -455,15 +454,14 @@ def _to_evaluate(run: record.Run) -> str:
     those of the task that it was trained on, else of its config's."""
     from xtransplant import training_data
 
-    config = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(SftConfig), OmegaConf.load(run.folder / record.CONFIG))
-    )
+    config = record.config_of(run.folder, SftConfig)
     assert isinstance(config, SftConfig)
     given = to_dict(config)
     asked: dict[str, Any] = {"model": given["model"] | {"adapter": str(run.folder)}}
     more = ""
     if config.method is Method.full:
-        more = f" model=hf model.path={shlex.quote(str(run.folder))} model.name={short_name(config.model)}_sft"
+        name = shlex.quote(f"{short_name(config.model)}_sft")
+        more = f" model=hf model.path={shlex.quote(str(run.folder))} model.name={name}"
         more += f" model.dtype={config.model.dtype.value}" if config.model.dtype is not ModelConfig.dtype else ""
         asked = {}
     languages = sorted(config.data.languages, key=lambda each: each == "en")
@@ -539,12 +537,10 @@ def unfinished(places: Iterable[str], finished: Collection[Path] = ()) -> list[o
     for folder, status, why in record.find_unfinished(places, finished=finished):
         facts: dict[str, Any] | None
         try:
-            config = OmegaConf.to_object(
-                OmegaConf.merge(OmegaConf.structured(EvaluateConfig), OmegaConf.load(folder / "config.yaml"))
-            )
+            config = record.config_of(folder, EvaluateConfig)
             assert isinstance(config, EvaluateConfig)
             facts = _place_of(config)
-        except (OSError, yaml.YAMLError, OmegaConfBaseException, XTransplantError):
+        except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, XTransplantError):
             facts = None  # it came to nothing before it was begun, or what it names is gone
         found.append(overview.Unfinished(folder, status, why, facts))
     return found

@@ -203,6 +203,8 @@ def _load(config: ModelConfig, where: dict[str, Any], device: str | None) -> Loa
     on_device = device if device != "cpu" and importlib.util.find_spec("accelerate") else None
     with quiet() if _loads_fast(config, where) else nullcontext():
         checkpoint = AutoConfig.from_pretrained(**where)
+        # How attention is computed is not the checkpoint's to say: it may name code on the hub.
+        checkpoint._attn_implementation = None
         snapshot = _hub_snapshot(config)
         if snapshot is not None:
             where["revision"] = snapshot.name  # what is on the hub may change between two requests
@@ -498,7 +500,7 @@ def _checkpoint_files(folder: Path, with_pickled: bool) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix in suffixes and path.name != MARKER and path.name not in _RECORDS
+        if path.suffix in suffixes and path.is_file() and path.name != MARKER and path.name not in _RECORDS
     )
 
 

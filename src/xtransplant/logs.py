@@ -8,17 +8,46 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 LOG, EVENTS = "log.txt", "events.jsonl"
 FILES = (LOG, EVENTS)
 _LINE = "%(asctime)s %(levelname)s %(message)s"
 # Libraries with handlers of their own, by which a warning is said twice, or where nobody asked.
 _LIBRARIES = ("transformers", "datasets", "huggingface_hub", "lm_eval")
+
+# What a terminal takes for a command: names and texts of others may hold it. Line ends and tabs stay.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def plain(text: str) -> str:
+    """The text with control characters as a person reads them, e.g. \\x1b."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+class Plain:
+    """A stream on which all that is written is `plain`."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(plain(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+class _Plainly(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
 
 
 def start(verbose: bool | Sequence[str] = False) -> None:
@@ -31,7 +60,7 @@ def start(verbose: bool | Sequence[str] = False) -> None:
     root = logging.getLogger()
     if not root.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(_LINE, "%H:%M:%S"))
+        handler.setFormatter(_Plainly(_LINE, "%H:%M:%S"))
         if verbose is not True:
             named = ("xtransplant", *(verbose or ()))
             handler.addFilter(lambda entry: entry.levelno >= logging.ERROR or entry.name.startswith(named))
@@ -64,7 +93,7 @@ def kept(folder: Path) -> Iterator[None]:
     """While open, all that is said is kept in the folder too, behind what an interrupted attempt left there."""
     adopt()
     text = logging.FileHandler(folder / LOG, encoding="utf-8")
-    text.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    text.setFormatter(_Plainly("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     events = logging.FileHandler(folder / EVENTS, encoding="utf-8")
     events.setFormatter(_AsJson())
     root = logging.getLogger()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xtransplant import stats
+from xtransplant import disk, stats
 from xtransplant.answer_language import CONSISTENCY, JUDGED
 from xtransplant.record import Run
 from xtransplant.types import XTransplantError
@@ -85,7 +84,7 @@ def samples(run: Run, task: str) -> list[dict[str, Any]]:
     path = run.folder / f"samples_{task}.jsonl"
     try:
         with path.open(encoding="utf-8") as lines:
-            return list(map(json.loads, lines))
+            return list(map(disk.json_in, lines))
     except (OSError, ValueError) as error:
         raise XTransplantError(f"{path} cannot be read: {error}. Run again with overwrite=true.") from error
 

@@ -9,11 +9,13 @@ import functools
 import os
 import re
 import struct
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from xtransplant.config import ModelConfig, short_name
+from xtransplant.disk import is_below
 from xtransplant.embedded import EMBEDDED, checkpoint_folder, package_faults, read_json, unknown_embedded
 
 # What `xtransplant sft` leaves beside the weights: what they were trained on. It goes where the folder goes.
@@ -22,15 +24,17 @@ TRAINED_ON = "trained_on.json"
 WEIGHTS = {".safetensors"}
 PICKLED_WEIGHTS = {".bin", ".pt", ".pth"}
 
+_MOST_LAYERS = 1000  # the deepest models have some hundred; a module is made for each that is claimed
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 _ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+_ATTENTION_PACKAGES = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-interface"}
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # An answer from the hub within this time, or the check does without.
 _HUB_SECONDS = 4.0
 
 # Adapters that add virtual tokens or change the forward pass: there are no plain weights to merge them into.
-_NO_MERGE = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT"}
+_NO_MERGE = {"XLORA", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT"}
 
 
 class Kind(Enum):
@@ -163,7 +167,7 @@ def _gguf_layers(path: Path) -> int | None:
                 if key.endswith(".block_count"):
                     return number(plain[kind])
                 skip(kind)
-        except (struct.error, KeyError, ValueError, OSError, OverflowError, MemoryError):
+        except (struct.error, KeyError, ValueError, OSError, OverflowError, MemoryError, RecursionError):
             # Cut off, damaged (there is no such place in a file), or not this version's layout.
             return None
     return None
@@ -279,11 +283,19 @@ def _folder_faults(config: ModelConfig) -> list[str]:
                 f"safetensors are loaded unless asked for. If you trust it: model.allow_pickle=true"
             )
     index = read_json(folder / "model.safetensors.index.json") or {}
-    missing = sorted(set(index.get("weight_map", {}).values()) - names)
+    named = index.get("weight_map", {})
+    missing = sorted(set(map(str, named.values() if isinstance(named, dict) else [named])) - names)
     if missing:
         faults.append(
             f"{given}: {len(missing)} file(s) of the weights are missing: {', '.join(missing)}. Copy them too."
         )
+    layers = num_layers(config)
+    if layers is not None and not 0 < layers <= _MOST_LAYERS:
+        faults.append(f"{given}: config.json says {layers} layers. Between 1 and {_MOST_LAYERS} are allowed.")
+    for name in ("config.json", "tokenizer_config.json"):
+        for key, value in (read_json(folder / name) or {}).items():
+            if key.endswith("_file") and isinstance(value, str) and value and not is_below(value):
+                faults.append(f"{given}: {name} names a file outside of the folder: {key}={value}. Take it out.")
     if not any(name.startswith(("tokenizer", "vocab", "spiece", "sentencepiece")) for name in names):
         faults.append(f"{given}: the folder has no tokenizer. Save it there too: tokenizer.save_pretrained(folder)")
     return faults
@@ -333,8 +345,15 @@ def _nothing_faults(config: ModelConfig) -> list[str]:
 
 
 def _code_faults(config: ModelConfig) -> list[str]:
-    """A checkpoint that needs its own Python code, and no leave to run it."""
+    """A checkpoint that needs Python code of its own, or of the hub's, and no leave to run it."""
     described = _checkpoint_config(config) or {}
+    kernels = [each for each in _attention_named(described) if each not in (None, *_ATTENTION)]
+    if kernels:
+        return [
+            f"model.path={config.path}: its config.json names {kernels[0]!r} for its attention: code that would be "
+            "fetched from the hub, and none is run. Take that key out of it; how attention is computed is "
+            "model.attn_implementation."
+        ]
     if config.trust_remote_code or "auto_map" not in described:
         return []
     # Costs the import of torch, but only for a checkpoint with code of its own.
@@ -342,11 +361,21 @@ def _code_faults(config: ModelConfig) -> list[str]:
 
     if described.get("model_type") in CONFIG_MAPPING_NAMES:
         return []  # its code is an older way: transformers has the architecture by now
-    files = ", ".join(sorted(map(str, described["auto_map"].values())))
+    named = described["auto_map"]
+    files = ", ".join(sorted(map(str, named.values() if isinstance(named, dict) else [named])))
     return [
         f"model.path={config.path}: the checkpoint needs Python code that it brings along ({files}), and none is run "
         f"unless asked for. Read it; if you trust it: model.trust_remote_code=true"
     ]
+
+
+def _attention_named(described: Any) -> Iterator[Any]:
+    """How a checkpoint, or a part of it, wants attention to be computed."""
+    for key, value in described.items() if isinstance(described, dict) else ():
+        if key.strip("_").startswith("attn_implementation"):
+            yield from value.values() if isinstance(value, dict) else [value]
+        else:
+            yield from _attention_named(value)
 
 
 def _adapter_faults(config: ModelConfig) -> list[str]:
@@ -407,6 +436,7 @@ def _device_faults(config: ModelConfig) -> list[str]:
         faults.append(
             f"model.attn_implementation={config.attn_implementation}: unknown. Allowed: {', '.join(_ATTENTION)}."
         )
-    elif config.attn_implementation == "flash_attention_2":
-        faults += package_faults("model.attn_implementation=flash_attention_2", "flash-attn")
+    elif config.attn_implementation in _ATTENTION_PACKAGES:  # without it transformers takes a kernel of the hub's
+        given, package = config.attn_implementation, _ATTENTION_PACKAGES[config.attn_implementation]
+        faults += package_faults(f"model.attn_implementation={given}", package)
     return faults

@@ -113,7 +113,7 @@ def sweep(arguments: Sequence[str], job: str, hydra: Hydra, config_name: str, re
         log.warning("The launcher ended early: %s: %s", type(broken).__name__, str(broken).strip().split("\n")[0])
     print(f"\nerror: {len(missing)} of {len(outcomes)} runs are not finished:", file=sys.stderr)
     for each in missing:
-        print(f"  {each['overrides'] or 'the run'}: {each['error']}", file=sys.stderr)
+        print(logs.plain(f"  {each['overrides'] or 'the run'}: {each['error']}"), file=sys.stderr)
     print(f"The others are kept. {goes_on(arguments)}", file=sys.stderr)
     return 1
 

@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from xtransplant import disk, logs
 from xtransplant.checks import folders
 from xtransplant.types import XTransplantError
@@ -26,10 +28,12 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
+RESULTS = "results.json"
 FAILED = "failed.json"  # why a run was not finished: in its folder until it is begun again
 SWEEP = "sweep.json"  # of a sweep: its runs, and how they ended
 REPRODUCTION = "reproduction.json"  # of a run that was computed again: in the folder that holds that
-FORMAT = 1
+# 2: a manifest has the hash of itself. Those of 1, which have none, are read too.
+FORMAT = 2
 _PACKAGES = (
     *("xtransplant", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "peft", "trl"),
     *("lm_eval", "datasets", "numpy", "hydra-core", "omegaconf", "babel", "py3langid"),
@@ -122,7 +126,7 @@ def close_run(folder: Path, manifest: Mapping[str, Any], without: str | None = N
         and path.name not in logs.FILES
         and (without is None or not path.is_relative_to(folder / without))
     }
-    write(folder / MANIFEST, as_json({"format": FORMAT, **manifest, "files": hashes}))
+    write(folder / MANIFEST, as_json(disk.sealed({"format": FORMAT, **manifest, "files": hashes})))
 
 
 def load_run(folder: Path) -> Run | None:
@@ -135,16 +139,53 @@ def load_run(folder: Path) -> Run | None:
     if not path.is_file():
         return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        for name, expected in manifest["files"].items():
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
+        manifest = disk.unsealed(disk.json_of(path))
+        files = manifest["files"]
+        strange = [str(name) for name in (*files, *manifest.get("tasks", ())) if not disk.is_below(str(name))]
+        if strange or not isinstance(manifest["job"], str):
+            raise ValueError(f"it names {strange[0]!r}" if strange else "its job has no name")
+        for name, expected in files.items():
+            if _sum(folder / name, folder) != expected:
                 raise Damaged(f"{folder / name} was changed after its run. The run's command computes it anew.")
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        if RESULTS not in files:
+            raise ValueError(f"it does not vouch for {RESULTS}")
+        results = disk.json_of(folder / RESULTS)
     except FileNotFoundError as error:
         raise Damaged(f"{error.filename} is missing. The run's command computes it anew.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{folder}: a file is damaged ({error}). The run's command computes it anew.") from error
     return Run(folder, manifest, results)
+
+
+def _sum(path: Path, folder: Path) -> str:
+    """Raises:
+    OSError, ValueError: it cannot be read, is no plain file, or a link leads out of the folder.
+    """
+    if not path.resolve(strict=True).is_relative_to(folder.resolve()):
+        raise ValueError(f"{path.name} leads out of the folder")
+    if not path.is_file():
+        raise ValueError(f"{path.name} is not a file")
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def config_of(folder: Path, schema: type) -> Any:
+    """The resolved config that a run has recorded, as an object of its job's dataclass.
+
+    Raises:
+        OSError, ValueError, yaml.YAMLError, OmegaConfBaseException: it cannot be read, or is none.
+    """
+    plain = _literal(disk.yaml_of(folder / CONFIG))
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(plain)))
+
+
+def _literal(value: Any) -> Any:
+    """Values in which nothing is filled in any more: what looks so was text."""
+    if isinstance(value, Mapping):
+        return {key: _literal(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_literal(each) for each in value]
+    return value.replace("${", r"\${") if isinstance(value, str) else value
 
 
 def whole_run(folder: Path) -> Run | None:
@@ -184,15 +225,13 @@ def _finished(place: str) -> list[Path]:
     for folder in folders(place):
         found |= dict.fromkeys(path.parent for path in below(folder, MANIFEST))
         for path in below(folder, SWEEP):
-            content = json.loads(path.read_text(encoding="utf-8"))
+            job, runs = _sweep(path)
             # Beside the sweep, which may have been moved with them: <output_dir>/sweeps/<sweep>/sweep.json.
-            outputs = path.parents[2] / content["job"]
-            named = [outputs / Path(each["folder"]).name for each in content["runs"] if each["folder"]]
-            finished = [each for each in named if (each / MANIFEST).is_file()]
-            if len(finished) < len(content["runs"]):
-                missing = len(content["runs"]) - len(finished)
-                log.warning("%s: %d of its %d runs are not finished.", path.parent, missing, len(content["runs"]))
-            found |= dict.fromkeys(finished)
+            finished = [each for name in runs if (each := path.parents[2] / job / name / MANIFEST).is_file()]
+            if len(finished) < len(runs):
+                missing = len(runs) - len(finished)
+                log.warning("%s: %d of its %d runs are not finished.", path.parent, missing, len(runs))
+            found |= dict.fromkeys(each.parent for each in finished)
     return list(found)
 
 
@@ -205,6 +244,22 @@ def below(folder: Path, name: str) -> list[Path]:
         if not any((folder / each / REPRODUCTION).is_file() for each in between if each != Path()):
             found.append(path)
     return found
+
+
+def _sweep(path: Path) -> tuple[str, list[str]]:
+    """The job of a sweep, and the names of its runs' folders.
+
+    Raises:
+        Damaged: its record cannot be read, or names what is no folder beside the others.
+    """
+    try:
+        content = disk.json_of(path)
+        job, runs = str(content["job"]), [Path(each["folder"] or "nowhere").name for each in content["runs"]]
+        if any(not disk.is_below(each) or "/" in each for each in (job, *runs)):
+            raise ValueError("it names other folders")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{path}: the record of a sweep is damaged ({error}). Its command writes it anew.") from error
+    return job, runs
 
 
 def find_runs(places: Iterable[str], job: str = "evaluate", key: str = "runs", whole: bool = True) -> list[Run]:
@@ -299,7 +354,7 @@ def find_unfinished(
         try:
             if load_run(folder) is not None:
                 continue
-            status, why = "failed", str(json.loads((folder / FAILED).read_text(encoding="utf-8"))["error"])
+            status, why = "failed", str(disk.json_of(folder / FAILED)["error"])
         except Damaged as damage:
             status, why = "damaged", str(damage)
         except (OSError, ValueError, KeyError, TypeError):

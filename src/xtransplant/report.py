@@ -14,15 +14,17 @@ import html
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from xtransplant import __version__, analysis, catalogue, command, compare, languages, models, overview
+from xtransplant import __version__, analysis, catalogue, command, compare, disk, languages, models, overview
 from xtransplant.config import ModelConfig
 from xtransplant.grid import Grid
 from xtransplant.measures import samples
@@ -532,9 +534,8 @@ def _config(run: Run) -> tuple[str, dict[str, Any]]:
     """The resolved config, as it is written and read."""
     path = run.folder / CONFIG
     try:
-        text = path.read_text(encoding="utf-8")
-        return text, yaml.safe_load(text)
-    except (OSError, yaml.YAMLError) as error:
+        return disk.bytes_of(path).decode(), dict(disk.yaml_of(path))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise XTransplantError(f"{path} cannot be read: {error}.") from error
 
 
@@ -550,7 +551,7 @@ def _table(found: Mapping[str, Any]) -> dict[str, Any]:
 def _selection(path: str, chosen: Selection) -> dict[str, Any]:
     grids = [grid for grid in chosen.grids if grid.get("language_pair")]
     folders = [str(grid["folder"]) for grid in chosen.grids if grid.get("folder")]
-    parts = ["xtransplant", "select", f"'grid=[{','.join(folders)}]'", f"strategy={chosen.strategy}"]
+    parts = ["xtransplant", "select", shlex.quote(f"grid=[{','.join(folders)}]"), f"strategy={chosen.strategy}"]
     return {
         **{"path": path, "strategy": chosen.strategy, "pooled": chosen.pooled, "documents": len(chosen.documents)},
         **{"score": chosen.score, "vanilla": chosen.vanilla, "candidates": list(chosen.candidates)},
@@ -564,10 +565,10 @@ def _selection(path: str, chosen: Selection) -> dict[str, Any]:
 
 def _training(run: Run, number: int) -> dict[str, Any]:
     """The curve of a training: steps with their losses."""
-    path = run.folder / str(run.manifest.get("training", "training.jsonl"))
+    path = run.folder / Path(str(run.manifest.get("training", "training.jsonl"))).name
     try:
         with path.open(encoding="utf-8") as stream:
-            lines = [json.loads(line) for line in stream if line.strip()]
+            lines = [disk.json_in(line) for line in stream if line.strip()]
     except (OSError, ValueError) as error:
         raise XTransplantError(f"{path} cannot be read: {error}. Train again with overwrite=true.") from error
     # A loss that diverged is no number of JSON.

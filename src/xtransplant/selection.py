@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from xtransplant import models
+from xtransplant import disk, models
 from xtransplant.config import EvaluateConfig, InterventionConfig
 from xtransplant.grid import as_list
 from xtransplant.types import STRATEGIES, Cell, Component, XTransplantError
@@ -62,17 +61,32 @@ class Selection:
         """
         try:
             known = {field.name: record[field.name] for field in fields(cls)}
-            cells = [
-                Cell(Component(component), int(source), int(target)) for component, source, target in known["cells"]
-            ]
+            cells = [_cell(*each) for each in known["cells"]]
             seen, total = known["candidates"]
             if record["format"] != FORMAT or known["strategy"] not in STRATEGIES:
                 raise ValueError(f"format {record['format']}, strategy {known['strategy']!r}")
             if any("intervention" not in grid for grid in known["grids"]):
                 raise ValueError("it does not say how vectors are written")
-        except (KeyError, TypeError, ValueError) as error:
+            for grid in known["grids"]:
+                InterventionConfig().with_recorded(grid["intervention"])
+                if not {"model_name", "task_name", "language_pair", "weights"} <= grid.keys():
+                    raise ValueError("it does not say what it was made on")
+            if not known["grids"] or not isinstance(known["rule"], dict | None) or known["pooled"] not in (True, False):
+                raise ValueError("its parts do not fit together")
+            for name in ("documents", "questions"):
+                if not all(isinstance(each, str) for each in known[name]):
+                    raise ValueError(f"its {name} are no names")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise XTransplantError(f"Not a selection of format {FORMAT} ({error}). Select anew.") from error
         return cls(**known | {"cells": cells, "candidates": (seen, total)})
+
+
+def _cell(component: str, source: int, target: int) -> Cell:
+    for layer in (source, target):
+        # From the end, and true for 1, are for people.
+        if type(layer) is not int or layer < 0:
+            raise ValueError(f"layer {layer!r}")
+    return Cell(Component(component), source, target)
 
 
 def read(path: str) -> list[Selection]:
@@ -94,16 +108,17 @@ def read(path: str) -> list[Selection]:
             f"selection={path}: {len(found)} files match, e.g. {found[0]} and {found[1]}. Give one of them."
         )
     try:
-        content = json.loads((found[0] if found else given).read_text(encoding="utf-8"))
+        content = disk.json_of(found[0] if found else given)
         if "published" in content:
             return _published(content["published"])
-        records = content["selections"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [Selection.from_dict(record) for record in disk.unsealed(content)["selections"]]
+    except XTransplantError as error:
+        raise XTransplantError(f"selection={path}: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = getattr(error, "strerror", None) or (str(error) if type(error) is ValueError else type(error).__name__)
         raise XTransplantError(
-            f"selection={path}: cannot be read ({getattr(error, 'strerror', None) or type(error).__name__}). Give the "
-            "selection.json that `xtransplant select` wrote."
+            f"selection={path}: cannot be read ({why}). Give the selection.json that `xtransplant select` wrote."
         ) from error
-    return [Selection.from_dict(record) for record in records]
 
 
 def _published(content: dict[str, Any]) -> list[Selection]:
@@ -140,7 +155,8 @@ def _published(content: dict[str, Any]) -> list[Selection]:
 
 def as_record(selections: Sequence[Selection]) -> dict[str, Any]:
     """The content of selection.json."""
-    return {"format": FORMAT, "selections": [selection.as_dict() for selection in selections]}
+    # 2: the file has the hash of itself; a selection in it is of format 1.
+    return disk.sealed({"format": 2, "selections": [selection.as_dict() for selection in selections]})
 
 
 def of_run(config: EvaluateConfig) -> Selection | None:

@@ -13,8 +13,6 @@ import hashlib
 import json
 import logging
 import shutil
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from xtransplant import strategies, sweep
+from xtransplant import disk, strategies, sweep
 from xtransplant.captures import Captures, Source, made_by
 from xtransplant.disk import replacing
 from xtransplant.engine import Decoder, Prefix
@@ -79,12 +77,11 @@ class Shards:
         self._found: dict[str, dict[str, np.ndarray]] = {}
         for path in sorted(folder.glob("[!.]*.npz")) if folder is not None and folder.is_dir() else []:
             try:
-                with np.load(path) as stored:
-                    arrays = dict(stored)
+                arrays = disk.arrays_of(path)
                 for name, array in arrays.items():
                     question, _, part = name.partition(".")
                     self._found.setdefault(question, {})[part] = array
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+            except (OSError, ValueError):
                 log.warning("%s cannot be read; its documents are computed anew.", path)
 
     def __len__(self) -> int:

@@ -109,7 +109,7 @@ def _of_training(run: record.Run) -> Content:
     from xtransplant import charts
 
     facts = run.manifest
-    lines = (run.folder / facts["training"]).read_text(encoding="utf-8").splitlines()
+    lines = (run.folder / Path(facts["training"]).name).read_text(encoding="utf-8").splitlines()
     history = [json.loads(line) for line in lines]
     kept = ("config_hash", "model_name", "data", "languages", "method", "examples", "examples_sha256", "parameters")
     numbers = {"loss": facts["loss"], "eval_loss": facts["eval_loss"], "steps": facts["steps"]}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtransplant import families, pairing
+from xtransplant import disk, families, pairing
 from xtransplant.catalogue import languages_meant
 from xtransplant.checks import did_you_mean, shown
 from xtransplant.config import DataConfig, LanguagePairConfig, Mixture, SftConfig, Split, TaskConfig
@@ -332,8 +332,11 @@ def _filled(data: DataConfig, name: str, row: dict[str, Any]) -> str:
     from lm_eval.utils import apply_template
 
     template = getattr(data, name)
+    families.sandbox_templates()
     try:
         return str(apply_template(template, row)).strip()
+    except XTransplantError as error:
+        raise XTransplantError(f"data.{name}={template}: {error}") from error
     except Exception as error:  # Jinja's, of a field that is not there, for one
         undefined = re.match(r"'(\w+)' is undefined", str(error))
         hint = "" if undefined is None else did_you_mean(undefined[1], row)
@@ -479,6 +482,8 @@ def check(data: DataConfig) -> list[str]:
             f"{_meant(unknown, data.codes)}It has: {known}. If it does, by another "
             f"code: data.codes={{{unknown[0]}: <code>}}."
         )
+    if data.files is not None and not disk.is_below(data.files):
+        faults.append(f"data.files={data.files}: leads out of data.path. Give a path below it, e.g. {{lang}}.jsonl.")
     for name in ("config", "files"):
         given = getattr(data, name)
         try:

@@ -56,7 +56,7 @@ def harness(folder: Path) -> TaskManager:
 
 def settings(name: str) -> dict[str, Any]:
     """A task's YAML with all that it includes; nothing is loaded."""
-    found: dict[str, Any] = harness(known()[name]).task_index[name].cfg or {}
+    found: dict[str, Any] = harness(known()[name].parent).task_index[name].cfg or {}
     return found
 
 

@@ -68,7 +68,13 @@ def words_of(place: Path, kinds: tuple[str, ...], *launcher: str) -> list[str]:
     """A sweep over tasks."""
     tasks = ",".join(f'["colour_{kind}_{{lang}}"]' for kind in kinds)
     words = [sys.executable, "-m", "xtransplant.cli", "evaluate", "-m", f"model.path={place / 'checkpoint'}"]
-    words += ["model=hf", "task=custom", "task.key=id", f"task.include_path=[{place / 'tasks'}]"]
+    words += [
+        "model=hf",
+        "task=custom",
+        "task.key=id",
+        f"task.include_path=[{place / 'tasks'}]",
+        "task.allow_code=true",
+    ]
     return [
         *words,
         "tracking=none",

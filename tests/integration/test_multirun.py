@@ -63,7 +63,7 @@ def results(outputs: Path) -> dict[str, Any]:
         if path.name == record.MANIFEST:
             manifest = json.loads(path.read_text())
             manifest["cost"].pop("seconds")
-            found[name] = {key: value for key, value in manifest.items() if key not in (*_TIMES, "files")}
+            found[name] = {key: value for key, value in manifest.items() if key not in (*_TIMES, "files", "sha256")}
         elif path.name not in ("config.yaml", *logs.FILES):  # it says output_dir, they have times
             found[name] = path.read_bytes()
     assert found

@@ -17,7 +17,7 @@ import yaml
 
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import documents, write_tasks
-from xtransplant import bundle, cli, compose, record, reproduction, sweep, sweep_lm
+from xtransplant import bundle, cli, compose, disk, record, reproduction, sweep, sweep_lm
 from xtransplant.config import EvaluateConfig, LanguagePairConfig, ModelConfig, ReproduceConfig, to_dict
 from xtransplant.grid import Grid
 from xtransplant.types import XTransplantError
@@ -48,6 +48,11 @@ def run_of(place: Path, job: str, kind: str) -> Path:
     return found
 
 
+def data_of(place: Path) -> str:
+    """The tasks' own data, which no bundle brings."""
+    return f"set=[task.data_dir={place / 'tasks'}]"
+
+
 def reproduce(tmp_path: Path, run: Path | str, *more: str) -> tuple[int, dict[str, Any]]:
     """The exit code, and reproduction.json."""
     code = cli.main(["reproduce", f"run={run}", f"output_dir={tmp_path / 'again'}", *more])
@@ -64,7 +69,7 @@ def doctored(run: Path, tmp_path: Path, change: Callable[[Path], None]) -> Path:
     manifest = json.loads(path.read_text(encoding="utf-8"))
     for name in manifest["files"]:
         manifest["files"][name] = hashlib.sha256((copy / name).read_bytes()).hexdigest()
-    path.write_text(json.dumps(manifest), encoding="utf-8")
+    path.write_text(json.dumps(disk.sealed(manifest)), encoding="utf-8")
     return copy
 
 
@@ -93,7 +98,7 @@ def rezipped(source: Path, target: Path, name: str, change: Callable[[Any], None
         entries = {each: archive.read(each) for each in archive.namelist()}
     content = json.loads(entries[name])
     change(content)
-    entries[name] = json.dumps(content).encode()
+    entries[name] = json.dumps(disk.sealed(content) if "sha256" in content else content).encode()
     listed = json.loads(entries[bundle.CONTENT])
     listed["files"][name] = hashlib.sha256(entries[name]).hexdigest()
     entries[bundle.CONTENT] = json.dumps(listed).encode()
@@ -178,12 +183,17 @@ def test_a_bundle_is_computed_again_with_what_it_brought(place: Path, tmp_path: 
     [run] = (tmp_path / "outputs" / "evaluate").glob("tiny-*")
     assert cli.main(["export", f"run={run}", f"to={tmp_path / 'run.zip'}"]) == 0
     shutil.rmtree(tmp_path / "outputs")
+    # A bundle's task file does not say what is read here.
     code, found = reproduce(tmp_path, tmp_path / "run.zip")
+    assert code == 2 and not found and "sw.jsonl is read, and lies in no folder of" in capsys.readouterr().err
+    code, found = reproduce(tmp_path, tmp_path / "run.zip", data_of(place))
     assert code == 0, found
     assert found["identical"]["results"] == "but for places" and found["identical"]["samples"] == {
         "colour_choice_sw": True
     }
-    assert [line.partition(" (")[0] for line in found["put_in"]] == ["task.include_path", "selection"]
+    assert [line.partition(" (")[0] for line in found["put_in"]] == [
+        *(f"task.data_dir={place / 'tasks'}", "task.include_path", "selection"),
+    ]
     config = yaml.safe_load((Path(found["recomputed"][0]) / record.CONFIG).read_text())
     assert all(str(tmp_path / "again") in each for each in (config["selection"], *config["task"]["include_path"]))
 
@@ -223,7 +233,11 @@ def test_the_commands_of_the_page_run(place: Path, tmp_path: Path, project_root:
     assert cli.main(["export", f"run={run_of(place, 'evaluate', 'choice')}", f"to={shared}"]) == 0
     for number, (run, *more) in enumerate(lines):
         here = run_of(place, "grid" if any("cells" in each for each in more) else "evaluate", "choice")
-        more = [each.replace("/models/mine", str(place / "model")).replace("=/data", f"={place}") for each in more]
+        if "shared.zip" in run and not any(each.startswith("set=") for each in more):
+            more.append(data_of(place))
+        more = [
+            each.replace("/models/mine", str(place / "model")).replace("=/data", f"={place / 'tasks'}") for each in more
+        ]
         code, found = reproduce(tmp_path / str(number), shared if "shared.zip" in run else here, *more)
         assert code == 0 and found["finished"] == ("check_only=true" not in more)
 
@@ -240,7 +254,7 @@ def test_environment(place: Path, tmp_path: Path, capsys: Any) -> None:
         manifest["environment"]["platform"] = "Plan9"
 
     other = rezipped(exported, tmp_path / "other.zip", f"{bundle.RUN}/{record.MANIFEST}", change)
-    code, found = reproduce(tmp_path, other, "check_only=true")
+    code, found = reproduce(tmp_path, other, "check_only=true", data_of(place))
     assert code == 11 and found["first"] == "environment" and not found["finished"]
     assert set(found["levels"]["environment"]["versions"]) == {"numpy", "torch"}
     said = capsys.readouterr().out

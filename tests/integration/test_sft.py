@@ -21,6 +21,7 @@ from tests.integration.local_tasks import documents, write_tasks
 from xtransplant import (
     cli,
     compose,
+    disk,
     families,
     jobs,
     lm,
@@ -376,14 +377,14 @@ def test_a_selection_of_the_untouched_model_is_applied_if_asked_for(
     assert cli.main(["evaluate", *tuned, "selection_of_base=true", "split=sample"]) == 2
     assert "it was trained on" in capsys.readouterr().err
     [path] = Path(selected.partition("=")[2].partition("/*")[0]).glob("*/selection.json")
-    own = json.loads(path.read_text())
+    own = disk.unsealed(json.loads(path.read_text()))
     made = moved.manifest["model"]
     for weights, part in (
         ({"files": made["files"], "adapter": made["adapter"]}, "on this very model"),
         ({"files": {}, "adapter": None}, "not made on the model that tiny was fine-tuned from"),
     ):
         own["selections"][0]["grids"][0]["weights"] = weights
-        (tmp_path / "own.json").write_text(json.dumps(own), encoding="utf-8")
+        (tmp_path / "own.json").write_text(json.dumps(disk.sealed(own)), encoding="utf-8")
         assert cli.main(["evaluate", *tuned, "selection=own.json", "selection_of_base=true"]) == 2
         assert part in capsys.readouterr().err
 

@@ -242,3 +242,10 @@ def test_hashes_work_with_a_cache_that_cannot_be_written(tmp_path: Path, monkeyp
     (tmp_path / "file").write_bytes(b"1")
     monkeypatch.setenv("XTRANSPLANT_HOME", str(tmp_path / "file"))
     assert loading._sums([tmp_path / "file"]) == {"file": sha256(tmp_path / "file")}
+
+
+def test_how_attention_is_computed_is_not_the_checkpoints_to_say(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attn_implementation": "eager"}), encoding="utf-8")
+    assert load(config(folder)).provenance["attn_implementation"] == "sdpa"
+    assert load(config(folder, attn_implementation="eager")).provenance["attn_implementation"] == "eager"

@@ -552,6 +552,10 @@ def faults(name: str, settings: Mapping[str, Any]) -> list[str]:
         if key.startswith("_"):
             continue  # Hydra's
         shown = f"hydra.launcher.{key}={'null' if value is None else value}"
+        if not all(each.isprintable() for each in _texts(value)):
+            # A line end would begin a command in the script for sbatch.
+            found.append(f"{shown!r}: holds a line end, or another control character. Give plain text.")
+            continue
         if key not in known:
             keys = f"Keys: {', '.join(known)}" if known else "It has none; others are in docs/launchers.md"
             found.append(f"{shown}: {name} has no such key. {keys}.")
@@ -564,6 +568,18 @@ def faults(name: str, settings: Mapping[str, Any]) -> list[str]:
                 what = "whole number" if kinds is int else "number"
                 found.append(f"{shown}: wrong value. Allowed: a {what}, {least:g} or more{optional}.")
     return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value, names in it too."""
+    if isinstance(value, Mapping):
+        for pair in value.items():
+            yield from _texts(list(pair))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for each in value:
+            yield from _texts(each)
+    elif isinstance(value, str):
+        yield value
 
 
 # key -> the least value, and what it is
