@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 
 from tests.equivalence.tiny import save_checkpoint, tiny
 from tests.integration.local_tasks import documents, write_tasks
-from xtransplant import cli, loading, record
+from xtransplant import cli, disk, loading, record
 from xtransplant.config import ModelConfig
 
 
@@ -164,7 +164,7 @@ def test_other_documents_are_refused_by_name(
     shutil.copytree(place / "outputs" / "grid", tmp_path / "grid")
     for path in (tmp_path / "grid").glob("*-sample-*/manifest.json"):
         facts = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps(facts | {"split": "unseen"}), encoding="utf-8")
+        path.write_text(json.dumps(disk.sealed(facts | {"split": "unseen"})), encoding="utf-8")
     capsys.readouterr()
     assert cli.main(alone) == 0
     left_out = "A grid is left out: documents of colour_choice_sw: 6, 6 of which the other lacks (e.g. doc-2)"
