@@ -720,6 +720,7 @@ class _Reader:
         faults = self._file_faults(named[1]) if named else []
         if isinstance(error, yaml.YAMLError):
             text = f"Not YAML: {text}.\nMend the file."
+        text = text.removeprefix("XTransplantError raised while resolving interpolation: ")  # OmegaConf's words for it
         lines = [line.strip() for line in text.splitlines()]
         return faults or [" ".join(line for line in lines if line and not line.startswith(_NOISE))]
 

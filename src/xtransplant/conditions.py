@@ -432,9 +432,10 @@ def _unlike(entries: Sequence[Entry]) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
-def _plainness(entry: Entry) -> tuple[bool, int]:
-    """By which the one is chosen that others are held against: both prompts in one say little of each."""
-    return entry.is_pim, KINDS.index(entry.kind)
+def _plainness(entry: Entry) -> tuple[bool, bool, int]:
+    """By which the one is chosen that others are held against: both prompts in one say little of each, and a control's
+    source documents say nothing of the others'."""
+    return entry.is_pim, not entry.plain_sources, KINDS.index(entry.kind)
 
 
 def _differences(entry: Entry, first: Entry) -> Iterator[str]:
@@ -456,7 +457,7 @@ def _differences(entry: Entry, first: Entry) -> Iterator[str]:
 
         if mine.get("version") != other.get("version"):
             yield said("version", mine.get("version"), other.get("version"), "Compute one of them anew.")
-        one, two = ({key: facts.get(key) for key in ("keys_sha256", "docs_sha256")} for facts in (mine, other))
+        one, two = (_documents(facts, entry.plain_sources and first.plain_sources) for facts in (mine, other))
         asked = (mine.get("prompts_sha256") or {}, other.get("prompts_sha256") or {})
         if one != two and entry.of_grid:
             found = _differences_of_part(entry.run, first.run, task, sides)
@@ -478,6 +479,15 @@ def _differences(entry: Entry, first: Entry) -> Iterator[str]:
                 continue
         if entry.is_pim is not first.is_pim and _asked_how(entry.run) != _asked_how(first.run):
             yield prompts(*asked)
+
+
+def _documents(facts: Mapping[str, Any], sources: bool) -> dict[str, Any]:
+    """Digests of a task's documents: of both sides, or of the target side where the sources are others by nature."""
+    docs = facts.get("docs_sha256") or {}
+    return {
+        "keys_sha256": facts.get("keys_sha256"),
+        "docs_sha256": {side: digest for side, digest in docs.items() if sources or side != "source"},
+    }
 
 
 def _differences_of_part(run: Run, whole: Run, task: str, sides: Sequence[str]) -> tuple[str, str, str, str] | None:

@@ -196,7 +196,7 @@ class Part:
     run: Run
     block: tuple[str, ...]  # model, task, split, metric, settings
     pair: str
-    row: str  # digest of the documents
+    row: str  # digest of the documents, and of what they ask
     condition: str
     treatment: str  # digest of what was done to the model
     higher_is_better: bool
@@ -242,9 +242,7 @@ def parts(run: Run) -> list[Part]:
                 run=run,
                 block=(facts["model_name"], facts["task_name"], facts["split"], metric, settings),
                 pair=facts["language_pair"],
-                row=_digest(
-                    sorted((name, each.get("docs_sha256"), each["keys_sha256"]) for name, each in tasks.items())
-                ),
+                row=_digest(sorted((name, *_asked(each)) for name, each in tasks.items())),
                 condition=facts["condition"],
                 treatment=_digest([args.get(key) for key in ("transplant", "selection", "prompt")]),
                 higher_is_better=False not in better,
@@ -253,6 +251,13 @@ def parts(run: Run) -> list[Part]:
             )
         )
     return found
+
+
+def _asked(facts: Mapping[str, Any]) -> list[Any]:
+    """Digests of a task's documents, and of what both languages ask of each. Not of the documents that vectors come
+    from: a control (`random_document`) takes others, and stands beside the rest all the same."""
+    docs = facts.get("docs_sha256") or {}
+    return [facts["keys_sha256"], docs.get("target"), facts.get("questions_sha256")]
 
 
 # The language pair is the row, the rest the condition.

@@ -17,41 +17,41 @@ class Component(Enum):
 
     ffn = "ffn"
     attn = "attn"
-    # What the authors' released code does: the stored attention output has the layer's input
-    # residual added in place, so the vector is attn(x) + x (modelwrapper_attn/*.py:65-71).
+    #: What the authors' released code does: the stored attention output has the layer's input
+    #: residual added in place, so the vector is attn(x) + x (in ``modelwrapper_attn``, lines 65 to 71).
     attn_as_released = "attn_as_released"
 
 
 class Site(Enum):
     """Where a component is read and written when a norm follows the module."""
 
-    module = "module"  # the module's own output, as the paper's models have it
-    branch = "branch"  # what is added to the residual stream (after Gemma's or OLMo 2's post-norm)
+    module = "module"  #: the module's own output, as the paper's models have it
+    branch = "branch"  #: what is added to the residual stream (after Gemma's or OLMo 2's post-norm)
 
 
 class Control(Enum):
     """What stands in for the parallel prompt's vector, to see what a transplant of anything would do."""
 
     none = "none"
-    random_document = "random_document"  # another document's source prompt
-    noise = "noise"  # random vectors of the same length
-    self = "self"  # the target prompt itself: equal layers change nothing
-    zero = "zero"  # zeros: the module is deactivated there
+    random_document = "random_document"  #: another document's source prompt
+    noise = "noise"  #: random vectors of the same length
+    self = "self"  #: the target prompt itself: equal layers change nothing
+    zero = "zero"  #: zeros: the module is deactivated there
 
 
 class Mode(Enum):
     """What becomes of the module's own output *o* and the source vector *v*, with a strength *s*."""
 
-    replace = "replace"  # v, as in the paper
-    add = "add"  # o + s v
-    interpolate = "interpolate"  # (1 - s) o + s v
+    replace = "replace"  #: v, as in the paper
+    add = "add"  #: o + s v
+    interpolate = "interpolate"  #: (1 - s) o + s v
 
 
 class Scope(Enum):
     """Which forward passes are written to."""
 
-    first_token = "first_token"  # the prompt's only, which gives the first new token: as in the paper
-    every_step = "every_step"  # and every later token's, of a generated text as of a choice that is scored
+    first_token = "first_token"  #: the prompt's only, which gives the first new token: as in the paper
+    every_step = "every_step"  #: and every later token's, of a generated text as of a choice that is scored
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,24 @@ def test_what_a_run_cost_is_what_its_prompts_and_choices_take(place: Path, capsy
     assert float(lines["SFT (adapter)"]["flops"]) == float(lines["vanilla"]["flops"])
 
 
+def test_a_control_stands_beside_the_runs_of_its_documents(place: Path, tmp_path: Path, capsys: Any) -> None:
+    """Its vectors are of other documents; what is asked, and whom it answers, is the same."""
+    given = ["-m", *arguments(place), "language_pair=en-sw", f"output_dir={tmp_path}"]
+    assert (
+        cli.main(["evaluate", *given, "transplant.layers=null,[3,1]", "transplant.control=none,random_document"]) == 0
+    )
+    runs = [f"runs={tmp_path / 'evaluate'}"]
+    lines = {line["condition"]: line for line in compared(capsys, *runs)}
+    assert lines.keys() == {"vanilla", "ffn 3>1", "ffn 3>1 (random_document)"}
+    assert cli.main(["summarize", *runs, "format=csv"]) == 0
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {(line["kind"], line["pair"]) for line in table} == {("pair", "en-sw")}
+    for line in table:
+        same = lines[line["condition"]]
+        assert (line["difference"] == "") == (line["condition"] == "vanilla")
+        assert (line["score"], line["difference"]) == (same["score"], same["difference"])
+
+
 def test_a_sweep_names_its_runs(place: Path, capsys: Any) -> None:
     sweeps = {
         len(json.loads(path.read_text())["runs"]): path.parent
@@ -164,7 +182,7 @@ def test_other_documents_are_refused_by_name(
     shutil.copytree(place / "outputs" / "grid", tmp_path / "grid")
     for path in (tmp_path / "grid").glob("*-sample-*/manifest.json"):
         facts = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps(disk.sealed(facts | {"split": "unseen"})), encoding="utf-8")
+        record.write(path, record.as_json(disk.sealed(facts | {"split": "unseen"})))
     capsys.readouterr()
     assert cli.main(alone) == 0
     left_out = "A grid is left out: documents of colour_choice_sw: 6, 6 of which the other lacks (e.g. doc-2)"

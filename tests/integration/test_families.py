@@ -613,7 +613,7 @@ def test_table_in_the_docs(project_root: Path) -> None:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *map(line_of, FAMILIES),
         "",
-        "Any other two parallel tasks: `task=custom`, or a file of your own (README).",
+        "Any other two parallel tasks: `task=custom`, or [a file of your own](own-benchmark.md).",
         "",
         "## What is refused",
         "",

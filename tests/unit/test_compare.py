@@ -20,6 +20,7 @@ from xtransplant import stats, tables
 from xtransplant.compare import Comparison, Result, compare
 from xtransplant.conditions import KINDS, ORACLES
 from xtransplant.grid import Grid
+from xtransplant.overview import overview
 from xtransplant.record import Run
 from xtransplant.types import Cell, Component, XTransplantError
 
@@ -733,6 +734,23 @@ def test_sources_may_differ_where_they_are_the_condition_and_both_prompts_in_one
     for run, source, target in zip(runs, "abc", "aab", strict=True):
         changed(run, prompts_sha256={"target": target * 64, "source": source * 64})
     assert len(compare(runs).groups) == 1
+
+
+def test_a_control_hides_no_other_sources_and_asks_the_same(tmp_path: Path) -> None:
+    """With the documents of another as its sources it stands beside the rest, which are held against each other."""
+    control = {"transplant": {"layers": [3, 1], "control": "random_document"}}
+    runs = [a_run(tmp_path, "ffn 3>1 random_document", red=VANILLA, args=control)]
+    runs += [a_run(tmp_path, "ffn 2>1", red=VANILLA), a_run(tmp_path, "ffn 3>1", red=BETTER)]
+    for run, source in zip(runs, "abb", strict=True):
+        changed(run, docs_sha256={"target": "a" * 64, "source": source * 64}, questions_sha256="a" * 64)
+    assert len(compare(runs).groups) == len(overview(runs).blocks[0].rows) == 1
+    changed(runs[2], docs_sha256={"target": "a" * 64, "source": "c" * 64})
+    with pytest.raises(XTransplantError, match=r"documents of red_sw: 10 .*3>1-en-sw, others .*2>1-en-sw"):
+        compare(runs)
+    changed(runs[0], docs_sha256={"target": "d" * 64, "source": "a" * 64})
+    with pytest.raises(XTransplantError, match=r"documents of red_sw: 10 .*random_document-en-sw, others"):
+        compare(runs[:2])
+    assert len(overview(runs[:2]).blocks[0].rows) == 2
 
 
 def test_beside_both_prompts_in_one_others_are_held_against_each_other(tmp_path: Path) -> None:
