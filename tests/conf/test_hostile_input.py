@@ -101,6 +101,13 @@ own_task("task: a function in few-shot settings", "fewshot_config: {sampler: !fu
 own_task(
     "task: a filter of its own", "filter_list: [{name: x, filter: [{function: custom, filter_fn: !function evil.run}]}]"
 )
+own_task(
+    "task: a function that another value replaces", "process_docs: !function evil.run\nprocess_docs: null", "!function"
+)
+own_task("task: a function for a key", "metadata: {? !function evil.run : 1}", "!function")
+own_task("task: a function among keys", "? !function evil.run\n: 1", "!function")
+own_task("task: a function in a set", "metadata: !!set {? !function evil.run}", "!function")
+own_task("task: a function in pairs", "metadata: !!pairs [a: !function evil.run]", "!function")
 own_task("task: a class", "class: !function evil.run")
 own_task("task: a class by its name", "class: os.system")
 own_task("task: a data set made by a function", "custom_dataset: !function evil.run")
@@ -121,6 +128,7 @@ own_task("task: data anywhere on this machine", "dataset_kwargs: {data_files: /e
 own_task("task: data beside its folder", "dataset_kwargs: {data_files: {test: ../secret.jsonl}}", "../secret.jsonl")
 own_task("task: data from home", "dataset_kwargs: {data_files: ~/.netrc}", "~/.netrc")
 own_task("task: data from an address", "dataset_kwargs: {data_files: 'https://evil.example/x'}", "https://evil.example")
+own_task("task: data in a set", "dataset_kwargs: {data_files: !!set {/etc/passwd}}", "/etc/passwd")
 own_task("task: data through a chain", "dataset_kwargs: {data_files: 'zip://x::/etc/passwd'}", "zip://x::/etc/passwd")
 own_task("task: a folder of this machine", "dataset_path: /etc/ssl", "/etc/ssl", without="dataset_path")
 own_task("task: writes its cache elsewhere", "dataset_kwargs: {cache_dir: elsewhere}", "cache_dir")
