@@ -455,7 +455,7 @@ def _own_yaml(path: Path) -> tuple[Any, list[_Function]]:
         functions.append(_Function(node.value))
         return functions[-1]
 
-    class Loader(disk.YamlLoader):  # type: ignore[misc]
+    class Loader(disk.YamlLoader):
         pass
 
     yaml.add_constructor("!function", noted, Loader=Loader)
