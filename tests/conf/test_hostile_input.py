@@ -830,8 +830,16 @@ def test_leave_that_is_given_by_name_is_taken(capsys: pytest.CaptureFixture[str]
         "mine/hydra/launcher/ours.yaml",
         "_target_: hydra_plugins.xtransplant_launchers.SubmititLocal\nworkers: 3\ngpus: 0\n",
     )
+    # A launcher that a file chooses comes with its own settings, which nobody has to say again.
+    launchers = ("ray", "ray_cluster", "submitit_slurm")
+    for each in launchers:
+        chosen = (
+            f"# @package _global_\ndefaults: [override /hydra/launcher: {each}]\nhydra: {{launcher: {{threads: 2}}}}\n"
+        )
+        put(f"mine/experiment/{each}.yaml", chosen)
     given = ["evaluate", "-cd", "mine", "limit=0"]
     for line in (
+        *(f"-m experiment={each} seed=1,2" for each in launchers),
         "model=own model.trust_remote_code=true",
         "-m model=own model.trust_remote_code=true limit=0,-1",
         "-m hydra/launcher=ours hydra.launcher.workers=2 seed=1,2",
