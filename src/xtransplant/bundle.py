@@ -59,8 +59,8 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _NOT_IN_NAMES = set('\\:*?"<>|')
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-# What an own task is made of. What else lies beside it, data above all, is somebody's.
-_TASK_FILES = (".yaml", ".yml", ".py", ".toml", ".jinja", ".jinja2", ".md", ".txt")
+# What an own task is made of. What else lies beside it, data above all (.txt is a format of it), is somebody's.
+_TASK_FILES = (".yaml", ".yml", ".py", ".toml", ".jinja", ".jinja2", ".md")
 _MAX_TASK_FILES = 2_000
 # Of a document in a file of samples: what is no text of the data. What the model generated is the model's.
 _NO_TEXT_OF_DATA = (

@@ -209,6 +209,7 @@ def test_selection_adapter_and_tasks_come_along(tmp_path: Path) -> None:
     (tasks / "__pycache__" / "x.py").write_text("", encoding="utf-8")
     (tasks / "colour_sw.yaml").write_text("task: colour_sw\n", encoding="utf-8")
     (tasks / "sw.jsonl").write_text("{}\n", encoding="utf-8")
+    (tasks / "sw.txt").write_text("documents, a line each\n", encoding="utf-8")
     (tasks / "passwords.yaml").symlink_to("/etc/passwd")
     sums = {"adapter_model.safetensors": hashlib.sha256(bytes(range(256)) * 8).hexdigest()}
     run = a_run(
@@ -223,7 +224,7 @@ def test_selection_adapter_and_tasks_come_along(tmp_path: Path) -> None:
         assert chosen["cells"] == [["ffn", 1, 0]]
         assert {path.name for path in found.adapter.iterdir()} == {"adapter_model.safetensors", "trained_on.json"}
         assert [[path.name for path in folder.iterdir()] for folder in found.include_path] == [["colour_sw.yaml"]]
-        assert set(found.withheld) == {"tasks/0/sw.jsonl", "tasks/0/passwords.yaml"}
+        assert set(found.withheld) == {"tasks/0/sw.jsonl", "tasks/0/sw.txt", "tasks/0/passwords.yaml"}
         assert b"root:" not in b"".join(contents(tmp_path / "a.zip").values())
     with exported(run, tmp_path / "b.zip", largest=0.001) as found:
         assert found.withheld["adapter/adapter_model.safetensors"]["sha256"] == sums["adapter_model.safetensors"]
