@@ -59,8 +59,8 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _NOT_IN_NAMES = set('\\:*?"<>|')
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-# What an own task is made of. What else lies beside it, data above all, is somebody's.
-_TASK_FILES = (".yaml", ".yml", ".py", ".toml", ".jinja", ".jinja2", ".md", ".txt")
+# What an own task is made of. What else lies beside it, data above all (.txt is a format of it), is somebody's.
+_TASK_FILES = (".yaml", ".yml", ".py", ".toml", ".jinja", ".jinja2", ".md")
 _MAX_TASK_FILES = 2_000
 # Of a document in a file of samples: what is no text of the data. What the model generated is the model's.
 _NO_TEXT_OF_DATA = (
@@ -114,7 +114,7 @@ class Opened:
         where = f"{self.place}: {name}"
         if name not in self.manifest["files"] or not (self.folder / name).is_file():
             raise XTransplantError(f"{where}: the run has no such file.")
-        lines = enumerate(_text(self.folder / name, where).split("\n"), start=1)
+        lines = enumerate(text_of(self.folder / name, where).split("\n"), start=1)
         rows = [read_json(line, f"{where}, line {number}", strict=False) for number, line in lines if line]
         if not all(isinstance(row, dict) for row in rows):
             raise XTransplantError(f"{where}: not a file of samples.")
@@ -249,11 +249,16 @@ def _from_folder(place: str, folder: Path, key: str) -> Opened:
     job = run.manifest.get("job")
     if job not in JOBS:
         raise XTransplantError(f"{key}={place}: a run of {job}. Give one of {', '.join(JOBS)}.")
-    text = _text(folder / record.CONFIG, str(folder / record.CONFIG))
+    text = text_of(folder / record.CONFIG, str(folder / record.CONFIG))
     return Opened(place, folder, run.manifest, read_config(text, str(folder / record.CONFIG)), run.results)
 
 
-def _text(path: Path, where: str) -> str:
+def text_of(path: Path, where: str) -> str:
+    """A text file of a stranger's.
+
+    Raises:
+        XTransplantError: it cannot be read, is no UTF-8, or too large.
+    """
     try:
         if path.stat().st_size > MAX_JSON:
             raise XTransplantError(f"{where}: larger than {_size(MAX_JSON)}, which is no such file of ours.")
@@ -508,7 +513,7 @@ class _Reader:
 
     def _read_run(self, folder: Path, run: Path, content: dict[str, Any]) -> Opened:
         def text(name: str) -> str:
-            return _text(run / name, f"{self.named}: {RUN}/{name}")
+            return text_of(run / name, f"{self.named}: {RUN}/{name}")
 
         def where(name: str) -> str:
             return f"{self.named}: {RUN}/{name}"

@@ -69,8 +69,8 @@ def config_folder(config_dir: str) -> Path:
     for path in sorted(folder.rglob("*.yaml")):
         try:
             content = disk.yaml_of(path)
-        except yaml.YAMLError:
-            continue  # said where it is used
+        except (yaml.YAMLError, FileNotFoundError):
+            continue  # said where it is used; a link to nothing, such as an editor's lock, is used nowhere
         except (OSError, ValueError) as error:
             raise XTransplantError(f"--config-dir {config_dir}: {path} cannot be read: {error}.") from error
         beyond = [each for each in _named_files(content) if ".." in each.split("/")]

@@ -499,7 +499,11 @@ class _Reader:
                 faults.append(
                     f"{name}=true: a file says so, and not you. If you trust what it is for, give {name}=true."
                 )
+        # Of a launcher that a file chooses, its own settings are as usual as of one that was given.
+        chosen = self.hydra_section.runtime.choices.get("hydra/launcher")
         groups = [line for line in overrides if line.startswith("hydra/")]
+        if chosen is not None and not any(line.startswith("hydra/launcher=") for line in groups):
+            groups.append(f"hydra/launcher={chosen}")
         usual = _usual(self.schema.__name__, tuple(groups))
         for name, value in _flat(OmegaConf.to_container(self.hydra_section)).items():
             asked = any(f"hydra.{name}.".startswith(f"{each}.") for each in given)

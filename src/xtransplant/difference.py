@@ -18,6 +18,7 @@ from xtransplant.checks import shown
 from xtransplant.config import is_computed
 from xtransplant.grid import Grid, show
 from xtransplant.tables import table
+from xtransplant.types import XTransplantError
 
 _HASH = 12  # of 64 digits
 _WIDEST = 60  # characters of a value that are shown
@@ -52,8 +53,17 @@ def differences(a: Opened, b: Opened, tolerance: float = 0.0) -> list[Level]:
         tolerance: log-probabilities that differ by no more, in nats, are the same.
 
     Raises:
-        XTransplantError: samples or a grid cannot be read.
+        XTransplantError: samples or a grid cannot be read; or a record, which may be a stranger's, has another form.
     """
+    try:
+        return _differences(a, b, tolerance)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise XTransplantError(
+            f"a={a.place}, b={b.place}: cannot be compared, for one is not as a run writes it ({error!r})."
+        ) from error
+
+
+def _differences(a: Opened, b: Opened, tolerance: float) -> list[Level]:
     one, two = a.manifest, b.manifest
     job = str(one["job"])
     asked = _flat(a.config), _flat(b.config)
@@ -263,8 +273,9 @@ def _cells(a: Opened, b: Opened, tolerance: float) -> Level:
     """Two grids, in the cells and documents that both have."""
     level = Level("cells")
     one, two = (Grid.load(each.folder / "grid.npz") for each in (a, b))
-    cells = [cell for cell in one.cells if cell in set(two.cells)]
-    documents = [name for name in one.documents if name in set(two.documents)]
+    shared = set(two.cells), set(two.documents)
+    cells = [cell for cell in one.cells if cell in shared[0]]
+    documents = [name for name in one.documents if name in shared[1]]
     for name, grid in (("a", one), ("b", two)):
         alone = len(grid.cells) - len(cells), len(grid.documents) - len(documents)
         level.notes += [f"{alone[0]} cells only in {name}"] if alone[0] else []

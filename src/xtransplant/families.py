@@ -442,11 +442,24 @@ class _Function(str):
     """What a YAML file asks to import, by its name; nothing is imported."""
 
 
-class _OwnYaml(disk.YamlLoader):
-    """Reads a task's YAML as the harness does, but for the functions."""
+def _own_yaml(path: Path) -> tuple[Any, list[_Function]]:
+    """A task's YAML as the harness reads it, but for the functions; and all of these, wherever they stand: the harness
+    imports also what is a key, a member of a set, or given twice, so that it is in no value in the end.
 
+    Raises:
+        As `disk.yaml_of`.
+    """
+    functions: list[_Function] = []
 
-yaml.add_constructor("!function", lambda loader, node: _Function(node.value), Loader=_OwnYaml)
+    def noted(loader: Any, node: yaml.Node) -> _Function:
+        functions.append(_Function(node.value))
+        return functions[-1]
+
+    class Loader(disk.YamlLoader):
+        pass
+
+    yaml.add_constructor("!function", noted, Loader=Loader)
+    return disk.yaml_of(path, Loader), functions
 
 
 def _is_trusted(path: Path) -> bool:
@@ -481,7 +494,7 @@ def code_faults(task: TaskConfig, path: Path) -> list[str]:
             faults.append(f"{place}: lies outside of task.include_path, and a task file includes it")
             continue
         try:
-            content = disk.yaml_of(place, _OwnYaml)
+            content, functions = _own_yaml(place)
         except yaml.constructor.ConstructorError as error:
             faults.append(f"{place}: {error.problem}")
             continue
@@ -490,6 +503,9 @@ def code_faults(task: TaskConfig, path: Path) -> list[str]:
         except (OSError, ValueError) as error:
             faults.append(f"{place}: cannot be read: {error}")
             continue
+        keys = content.items() if isinstance(content, dict) else ()
+        where = {id(each): f"{key}: " for key, value in keys for each in _texts(value)}
+        faults += [f"{place}: {where.get(id(each), '')}!function {each} is Python code" for each in functions]
         if isinstance(content, dict):
             faults += [f"{place}: {asked}" for asked in _asks_for(content, task)]
             included = content.get("include", [])
@@ -500,10 +516,6 @@ def code_faults(task: TaskConfig, path: Path) -> list[str]:
 
 def _asks_for(content: dict[str, Any], task: TaskConfig) -> Iterator[str]:
     """What in a task's YAML runs code, or leads out of its folder."""
-    for key, value in content.items():
-        for each in _texts(value):
-            if isinstance(each, _Function):
-                yield f"{key}: !function {each} is Python code"
     # A group builds all its tasks, and a class is built as it is.
     for key in ("class", "group", "unsafe_code", "custom_dataset"):
         if content.get(key) and not isinstance(content[key], _Function):
@@ -537,7 +549,7 @@ def _texts(value: Any) -> Iterator[str]:
     """All texts in a value, its keys left out."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict | list):
+    elif isinstance(value, dict | list | tuple | set):
         for each in value.values() if isinstance(value, dict) else value:
             yield from _texts(each)
 

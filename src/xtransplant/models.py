@@ -294,11 +294,22 @@ def _folder_faults(config: ModelConfig) -> list[str]:
         faults.append(f"{given}: config.json says {layers} layers. Between 1 and {_MOST_LAYERS} are allowed.")
     for name in ("config.json", "tokenizer_config.json"):
         for key, value in (read_json(folder / name) or {}).items():
-            if key.endswith("_file") and isinstance(value, str) and value and not is_below(value):
+            if key.endswith("_file") and isinstance(value, str) and _leads_out(key, value):
                 faults.append(f"{given}: {name} names a file outside of the folder: {key}={value}. Take it out.")
     if not any(name.startswith(("tokenizer", "vocab", "spiece", "sentencepiece")) for name in names):
         faults.append(f"{given}: the folder has no tokenizer. Save it there too: tokenizer.save_pretrained(folder)")
     return faults
+
+
+def _leads_out(key: str, value: str) -> bool:
+    """Whether a file that a checkpoint names is there, outside of its folder. Many name one of the machine that they
+    were made on; and the map of special tokens is not read by this key."""
+    if not value or is_below(value) or key == "special_tokens_map_file":
+        return False
+    try:
+        return Path(value).exists()
+    except (OSError, ValueError):  # no path at all
+        return False
 
 
 def _unfinished(given: str, folder: Path) -> list[str]:
@@ -347,7 +358,9 @@ def _nothing_faults(config: ModelConfig) -> list[str]:
 def _code_faults(config: ModelConfig) -> list[str]:
     """A checkpoint that needs Python code of its own, or of the hub's, and no leave to run it."""
     described = _checkpoint_config(config) or {}
-    kernels = [each for each in _attention_named(described) if each not in (None, *_ATTENTION)]
+    # Only a text is a name: older versions of transformers also wrote `_attn_implementation_autoset: true`.
+    attentions = [each for each in _attention_named(described) if isinstance(each, str)]
+    kernels = [each for each in attentions if each not in _ATTENTION]
     if kernels:
         return [
             f"model.path={config.path}: its config.json names {kernels[0]!r} for its attention: code that would be "

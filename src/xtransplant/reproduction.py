@@ -122,12 +122,18 @@ def _read_rows(path: Path, place: str) -> dict[tuple[str, str], dict[str, Any]] 
     if not path.is_file():
         return None
     rows = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not by splitlines: a text may hold other line ends, such as U+2028, and they are not escaped.
+    for number, line in enumerate(bundle.text_of(path, f"{place}: {path.name}").split("\n"), start=1):
+        if not line:
+            continue
         where = f"{place}: {path.name}, line {number}"
         row = bundle.read_json(line, where, strict=False)
         if not isinstance(row, dict) or not isinstance(row.get("key"), str) or not isinstance(row.get("resps"), list):
             raise XTransplantError(f"{where}: no document of a file of samples.")
-        rows[row["key"], str(row.get("filter"))] = row
+        name = row["key"], str(row.get("filter"))
+        if name in rows:
+            raise XTransplantError(f"{where}: {name[0]} is there twice.")
+        rows[name] = row
     return rows
 
 
@@ -319,6 +325,8 @@ def model(recorded: Mapping[str, Any], here: Mapping[str, Any] | None) -> Level:
         for name in (*_PLACED, "path", "revision")
         if name in recorded and name in here and recorded[name] != here[name]
     ]
+    if not other and not facts and not files:
+        return Level("model", None, "the run has recorded no hashes of the model's files", also=also)
     if not other and not facts:
         return Level("model", True, f"{files} files, byte for byte", also=also)
     words = [f"{name} {_state(*pair)}" for name, pair in other.items()]
@@ -341,6 +349,7 @@ def data(ran: Ran, here: Mapping[str, Mapping[str, Any]], documents: Mapping[str
     """
     other: dict[str, Any] = {}
     words = []
+    unknown = [name for name, facts in ran.tasks.items() if "docs_sha256" not in facts]
     for name, was, now in _tasks(ran, here):
         unlike = _unlike(was, now, ("documents", "keys_sha256", "docs_sha256"))
         if not unlike:
@@ -365,6 +374,8 @@ def data(ran: Ran, here: Mapping[str, Mapping[str, Any]], documents: Mapping[str
         other[name] = amounts
         words.append(f"{name}: {said}")
     count = sum(int(facts.get("documents", 0)) for facts in ran.tasks.values())
+    if not other and unknown:
+        return Level("data", None, f"of {_some(unknown)} the run has recorded no hashes of its documents")
     if not other:
         return Level("data", True, f"{count} documents, both sides")
     return Level("data", False, _some(words, "; "), {"tasks": other})
@@ -396,6 +407,11 @@ def prompts(ran: Ran, here: Mapping[str, Mapping[str, Any]], again: Ran | None =
             words.append(f"{name}: {many}")
     if other:
         return Level("prompts", False, _some(words, "; "), {"tasks": other})
+    known = "questions_sha256" if again is None else "prompts_sha256"
+    unknown = [name for name, facts in ran.tasks.items() if known not in facts]
+    if unknown:
+        what = "questions" if again is None else "prompts"
+        return Level("prompts", None, f"of {_some(unknown)} the run has recorded no hashes of its {what}")
     if again is None:
         return Level("prompts", True, "the questions; few-shot examples, chats and choices are compared after the run")
     count = sum(int(facts.get("counts", {}).get("prompts", 0)) for facts in (again.manifest,))
@@ -459,6 +475,8 @@ class _Difference:
 
     def level(self, what: str, tolerance: float) -> Level:
         agrees = not self.documents and not self.missing
+        if not self.compared and agrees:
+            return Level("responses", None, f"no {what} to compare")
         parts = []
         if self.values:
             exact = "the same to the last bit" if self.largest == 0 else f"largest difference {self.largest:.3g}"
@@ -550,35 +568,39 @@ def in_cells(recorded: Grid, computed: Sequence[Grid], cells: Sequence[Cell], to
 
 
 def _in_cells(
-    found: _Difference, recorded: Grid, computed: Sequence[Grid], cells: Sequence[Cell] | None, tolerance: float
+    found: _Difference | None, recorded: Grid, computed: Sequence[Grid], cells: Sequence[Cell] | None, tolerance: float
 ) -> dict[str, dict[str, Any]]:
     """Add the responses of cells, a document at a time; how the scores differ, by metric.
 
     Args:
+        found: where responses are added, which takes long; None: scores only.
         cells: those that were drawn, where only what was looked at counts; None: all.
     """
     scores: dict[str, dict[str, Any]] = {}
+    wanted = recorded.cells if cells is None else cells
+    anywhere = {cell for again in computed for cell in again.cells}
+    missing = sum(cell not in anywhere for cell in wanted) * len(recorded.documents)
     for again in computed:
-        common = [name for name in recorded.documents if name in set(again.documents)]
-        found.missing += len(set(recorded.documents) ^ set(again.documents))
-        mine = [cell for cell in (recorded.cells if cells is None else cells) if cell in set(again.cells)]
-        lost = [cell for cell in recorded.cells if cells is None and cell not in set(again.cells)]
-        found.missing += len(lost) * len(common)
+        documents, there = set(again.documents), set(again.cells)
+        common = [name for name in recorded.documents if name in documents]
+        missing += len(set(recorded.documents) ^ documents)
+        mine = [cell for cell in wanted if cell in there]
         if not common or not mine:
             continue
         was, now = recorded.take(common), again.take(common)
         ours, theirs = was.columns(mine), now.columns(mine)
         looked_at = ~np.isnan(was.scores[0][:, ours])
-        for d, name in enumerate(common):
-            for c, cell in enumerate(mine):
-                if looked_at[d, c] or cells is None:
-                    where = f"{name} ({show_cell(cell)})"
-                    found.add(where, _of_cell(was, d, ours[c]), _of_cell(now, d, theirs[c]), tolerance)
+        if found is not None:
+            for d, name in enumerate(common):
+                for c, cell in enumerate(mine):
+                    if looked_at[d, c] or cells is None:
+                        where = f"{name} ({show_cell(cell)})"
+                        found.add(where, _of_cell(was, d, ours[c]), _of_cell(now, d, theirs[c]), tolerance)
         for k, metric in enumerate(was.meta["metrics"]):
-            if metric not in now.meta["metrics"]:
-                continue
             before = was.scores[k][:, ours].astype(float)
-            after = now.scores[now.meta["metrics"].index(metric)][:, theirs].astype(float)
+            after = np.full_like(before, np.nan)  # of a metric that is not there any more
+            if metric in now.meta["metrics"]:
+                after = now.scores[now.meta["metrics"].index(metric)][:, theirs].astype(float)
             one_nan = np.isnan(before) != np.isnan(after)
             apart = np.where(one_nan, np.inf, np.nan_to_num(np.abs(before - after)))
             apart = apart if cells is None else apart[looked_at]
@@ -586,6 +608,8 @@ def _in_cells(
             facts["values"] += int(apart.size)
             facts["differ"] += int((apart > tolerance).sum())
             facts["largest"] = max(facts["largest"], float(apart.max(initial=0.0)))
+    if found is not None:
+        found.missing += missing
     return scores
 
 
@@ -624,7 +648,7 @@ def metrics(ran: Ran, again: Ran, tolerance: float) -> Level:
                 words.append(f"{task} {name} {_number(pair[0])}, here {_number(pair[1])}{change}{of}")
     amounts: dict[str, Any] = {"metrics": other}
     if ran.grid is not None and again.grid is not None:
-        cells = _in_cells(_Difference(), ran.grid, [again.grid], None, tolerance)
+        cells = _in_cells(None, ran.grid, [again.grid], None, tolerance)
         amounts["cells"] = cells
         count += sum(facts["values"] for facts in cells.values())
         words += [

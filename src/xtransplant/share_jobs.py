@@ -34,12 +34,27 @@ def export(config: ExportConfig) -> None:
         if run.file is None:
             content = bundle.write(run, path, config.samples, config.largest, config.overwrite)
         else:
+            _refuse_other(config, run)
             content = run.content
             bundle.copy(run.file, path, config.overwrite)
         for entry, facts in sorted(content["withheld"].items()):
             print(f"withheld: {entry}: {facts['why']}")
         print(f"{run.manifest['job']} {run.short}, {path.stat().st_size / 2**20:.2f} MB")
         print(bundle.push(path, str(config.to)) if away else path)
+
+
+def _refuse_other(config: ExportConfig, run: bundle.Opened) -> None:
+    """Refuse to send a bundle on as it is, where it was asked for another one.
+
+    Raises:
+        XTransplantError: it has texts of documents that are to be withheld, or lacks some that are not.
+    """
+    has = (run.content.get("documents") or {}).get("passed_on")
+    if config.samples is not None and config.samples is not has:
+        raise XTransplantError(
+            f"samples={str(config.samples).lower()}: {config.run} is a bundle, which is sent on as it is, and its "
+            f"documents' texts are {'in it' if has else 'hashes'}. Leave samples out, or export the run's own folder."
+        )
 
 
 def _file(config: ExportConfig, name: str) -> Path:
@@ -124,7 +139,9 @@ def _code(levels: Sequence[Level]) -> int:
 
     first = reproduction.first_that_differs(levels)
     if first is None:
-        print("No level differs." if len(levels) == len(reproduction.CODES) else "No level so far differs.")
+        left = ", ".join(each.name for each in levels if each.agrees is None)
+        so_far = "" if len(levels) == len(reproduction.CODES) else " so far"
+        print(f"No level{so_far} differs{f'; not compared: {left}' if left else ''}.")
         return 0
     print(reproduction.printable(f"Differs first in {first.name}: {first.said}"))
     return reproduction.CODES[first.name]

@@ -101,6 +101,13 @@ own_task("task: a function in few-shot settings", "fewshot_config: {sampler: !fu
 own_task(
     "task: a filter of its own", "filter_list: [{name: x, filter: [{function: custom, filter_fn: !function evil.run}]}]"
 )
+own_task(
+    "task: a function that another value replaces", "process_docs: !function evil.run\nprocess_docs: null", "!function"
+)
+own_task("task: a function for a key", "metadata: {? !function evil.run : 1}", "!function")
+own_task("task: a function among keys", "? !function evil.run\n: 1", "!function")
+own_task("task: a function in a set", "metadata: !!set {? !function evil.run}", "!function")
+own_task("task: a function in pairs", "metadata: !!pairs [a: !function evil.run]", "!function")
 own_task("task: a class", "class: !function evil.run")
 own_task("task: a class by its name", "class: os.system")
 own_task("task: a data set made by a function", "custom_dataset: !function evil.run")
@@ -121,6 +128,7 @@ own_task("task: data anywhere on this machine", "dataset_kwargs: {data_files: /e
 own_task("task: data beside its folder", "dataset_kwargs: {data_files: {test: ../secret.jsonl}}", "../secret.jsonl")
 own_task("task: data from home", "dataset_kwargs: {data_files: ~/.netrc}", "~/.netrc")
 own_task("task: data from an address", "dataset_kwargs: {data_files: 'https://evil.example/x'}", "https://evil.example")
+own_task("task: data in a set", "dataset_kwargs: {data_files: !!set {/etc/passwd}}", "/etc/passwd")
 own_task("task: data through a chain", "dataset_kwargs: {data_files: 'zip://x::/etc/passwd'}", "zip://x::/etc/passwd")
 own_task("task: a folder of this machine", "dataset_path: /etc/ssl", "/etc/ssl", without="dataset_path")
 own_task("task: writes its cache elsewhere", "dataset_kwargs: {cache_dir: elsewhere}", "cache_dir")
@@ -822,14 +830,24 @@ def test_leave_that_is_given_by_name_is_taken(capsys: pytest.CaptureFixture[str]
         "mine/hydra/launcher/ours.yaml",
         "_target_: hydra_plugins.xtransplant_launchers.SubmititLocal\nworkers: 3\ngpus: 0\n",
     )
+    Path("mine/.#own.yaml").symlink_to("me@here.1234")  # Emacs's, of a file that is open
+    # A launcher that a file chooses comes with its own settings, which nobody has to say again.
+    launchers = ("ray", "ray_cluster", "submitit_slurm")
+    for each in launchers:
+        chosen = (
+            f"# @package _global_\ndefaults: [override /hydra/launcher: {each}]\nhydra: {{launcher: {{threads: 2}}}}\n"
+        )
+        put(f"mine/experiment/{each}.yaml", chosen)
     given = ["evaluate", "-cd", "mine", "limit=0"]
     for line in (
+        *(f"-m experiment={each} seed=1,2" for each in launchers),
         "model=own model.trust_remote_code=true",
         "-m model=own model.trust_remote_code=true limit=0,-1",
         "-m hydra/launcher=ours hydra.launcher.workers=2 seed=1,2",
     ):
         assert cli.main([*given, *line.split()]) == 2
-        assert "a file says so" not in capsys.readouterr().err, line
+        said = capsys.readouterr().err
+        assert "a file says so" not in said and "cannot be read" not in said, line
 
 
 def test_text_of_others_does_not_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

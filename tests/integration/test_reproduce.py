@@ -17,6 +17,7 @@ import yaml
 
 from tests.equivalence.tiny import save_checkpoint
 from tests.integration.local_tasks import documents, write_tasks
+from tests.unit.grids import choice_grid
 from xtransplant import bundle, cli, compose, disk, record, reproduction, sweep, sweep_lm
 from xtransplant.config import EvaluateConfig, LanguagePairConfig, ModelConfig, ReproduceConfig, to_dict
 from xtransplant.grid import Grid
@@ -371,6 +372,58 @@ def test_cells(place: Path, tmp_path: Path, capsys: Any) -> None:
     code, found = reproduce(tmp_path / "3", other)
     assert code == 15 and found["levels"]["metrics"]["cells"]["acc"]["differ"] == 1
     assert found["identical"]["grid"] is False and found["identical"]["results"] == "yes"
+
+
+# --- What cannot be compared ------------------------------------------------------------------------------------------
+
+
+def ran(rows: int = 2, **facts: Any) -> reproduction.Ran:
+    """A run of so many documents, made up."""
+    manifest = {"job": "grid", "counts": {"prompts": 2}}
+    documents = {("k", str(number)): {"key": "k", "resps": [["text"]]} for number in range(rows)}
+    results = {"results": {"t": {"acc,none": 1.0}}}
+    return reproduction.Ran("a", manifest, results, {"t": facts}, {"t": documents}, {"t": "ab"}, frozenset(), None)
+
+
+def test_what_was_not_recorded_does_not_agree() -> None:
+    here = {"t": {"documents": 2, "keys_sha256": "a", "docs_sha256": "b", "questions_sha256": "c"}}
+    recorded: Any = here["t"]
+    assert reproduction.data(ran(**recorded), here, {}).agrees is True
+    assert reproduction.prompts(ran(**recorded), here).agrees is True
+    without = ran(documents=2)
+    for level in (reproduction.data(without, here, {}), reproduction.prompts(without, here)):
+        assert level.agrees is None and "of t the run has recorded no hashes" in level.said
+    assert reproduction.prompts(ran(**recorded), here, ran(**recorded)).agrees is None  # no prompts_sha256
+    assert reproduction.model({"files": {}}, {"files": {}}).agrees is None
+    assert reproduction.model({"files": {}}, {"files": {"a": "b"}}).agrees is False
+    assert reproduction.responses(ran(0), ran(0), 0.0).agrees is None
+    assert reproduction.responses(ran(0), ran(2), 0.0).agrees is False
+    assert reproduction.responses(ran(2), ran(0), 0.0).agrees is False
+
+
+def test_cells_and_metrics_that_are_not_there_any_more_differ() -> None:
+    recorded = choice_grid(documents=4, num_layers=2, best=None)
+    cells = recorded.cells[:2]
+    assert [each.agrees for each in reproduction.in_cells(recorded, [recorded], cells, 0.0)] == [True, True]
+    one = choice_grid(documents=4, num_layers=2, best=None, components=[recorded.cells[-1].component])
+    responses, _ = reproduction.in_cells(recorded, [one], cells, 0.0)
+    assert responses.agrees is False and responses.amounts["missing"] == 8
+    renamed = choice_grid(documents=4, num_layers=2, best=None, metrics=["f1"], higher_is_better={"f1": True})
+    responses, metrics = reproduction.in_cells(recorded, [renamed], cells, 0.0)
+    assert responses.agrees is True and metrics.agrees is False and metrics.amounts["scores"]["acc"]["differ"] == 8
+
+
+def test_a_text_may_hold_what_is_a_line_end_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "samples_t.jsonl"
+    row = {"key": "k", "filter": "none", "resps": [["one\u2028two\x85three\u2029"]]}
+    path.write_text(record.as_json(row, indent=None), encoding="utf-8")
+    assert reproduction._read_rows(path, "a") == {("k", "none"): row}
+    path.write_text(record.as_json(row, indent=None) * 2, encoding="utf-8")
+    with pytest.raises(XTransplantError, match="line 2: k is there twice"):
+        reproduction._read_rows(path, "a")
+    path.write_bytes(b"\xff")
+    with pytest.raises(XTransplantError, match="cannot be read"):
+        reproduction._read_rows(path, "a")
 
 
 # --- Refused ---------------------------------------------------------------------------------------------------------

@@ -209,6 +209,7 @@ def test_selection_adapter_and_tasks_come_along(tmp_path: Path) -> None:
     (tasks / "__pycache__" / "x.py").write_text("", encoding="utf-8")
     (tasks / "colour_sw.yaml").write_text("task: colour_sw\n", encoding="utf-8")
     (tasks / "sw.jsonl").write_text("{}\n", encoding="utf-8")
+    (tasks / "sw.txt").write_text("documents, a line each\n", encoding="utf-8")
     (tasks / "passwords.yaml").symlink_to("/etc/passwd")
     sums = {"adapter_model.safetensors": hashlib.sha256(bytes(range(256)) * 8).hexdigest()}
     run = a_run(
@@ -223,7 +224,7 @@ def test_selection_adapter_and_tasks_come_along(tmp_path: Path) -> None:
         assert chosen["cells"] == [["ffn", 1, 0]]
         assert {path.name for path in found.adapter.iterdir()} == {"adapter_model.safetensors", "trained_on.json"}
         assert [[path.name for path in folder.iterdir()] for folder in found.include_path] == [["colour_sw.yaml"]]
-        assert set(found.withheld) == {"tasks/0/sw.jsonl", "tasks/0/passwords.yaml"}
+        assert set(found.withheld) == {"tasks/0/sw.jsonl", "tasks/0/sw.txt", "tasks/0/passwords.yaml"}
         assert b"root:" not in b"".join(contents(tmp_path / "a.zip").values())
     with exported(run, tmp_path / "b.zip", largest=0.001) as found:
         assert found.withheld["adapter/adapter_model.safetensors"]["sha256"] == sums["adapter_model.safetensors"]
@@ -266,6 +267,13 @@ def test_export_and_what_stands_in_its_way(tmp_path: Path, capsys: pytest.Captur
     assert "withheld: run/samples_colour_sw.jsonl: " in capsys.readouterr().out
     assert export(f"run={made}", f"to={tmp_path / 'elsewhere'}") == 0  # a bundle as it is
     assert (tmp_path / "elsewhere" / made.name).read_bytes() == made.read_bytes()
+    # … or not at all: texts that it has are not taken out of it, nor put in.
+    capsys.readouterr()
+    assert export(f"run={made}", f"to={tmp_path / 'c'}", "samples=true") == 2
+    assert "its documents' texts are hashes" in capsys.readouterr().err
+    assert export(f"run={run}", f"to={tmp_path / 'whole.zip'}") == 0
+    assert export(f"run={tmp_path / 'whole.zip'}", f"to={tmp_path / 'c'}", "samples=false") == 2
+    assert "its documents' texts are in it" in capsys.readouterr().err and not (tmp_path / "c").exists()
     assert export(f"run={tmp_path}") == 2
     assert "holds no finished run" in capsys.readouterr().err
     (tmp_path / "file").touch()
@@ -615,6 +623,26 @@ def test_documents_that_only_one_has_or_that_were_asked_otherwise(tmp_path: Path
     manifest = reopened(two)
     record.close_run(two, manifest)
     assert "colour_sw: 1 of 2 documents were asked otherwise, e.g. k0" in levels(one, two)["responses"].notes
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"tasks": {"colour_sw": 3}},
+        {"model": {"adapter": "mine"}},
+        {"tasks": ["colour_sw"]},
+        {"environment": {"versions": 1, "git": []}, "tasks": 7},
+    ],
+)
+def test_records_of_another_form_are_no_difference(
+    facts: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run(tmp_path / "a")
+    other = a_run(tmp_path / "b")
+    record.close_run(other, reopened(other) | facts)
+    assert cli.main(["diff", str(run), str(other)]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be compared" in said or "is damaged" in said or "cannot be read" in said
 
 
 def test_grids_are_compared_cell_by_cell(tmp_path: Path) -> None:

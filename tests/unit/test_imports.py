@@ -71,7 +71,7 @@ ALLOWED: dict[str, set[str]] = {
         *("compare", "languages", "command"),
     },
     "bundle": {"types", "checks", "disk", "embedded", "models", "record"},
-    "difference": {"config", "checks", "bundle", "grid", "tables"},
+    "difference": {"types", "config", "checks", "bundle", "grid", "tables"},
     "reproduction": {
         *("types", "config", "checks", "bundle", "command", "compose", "grid", "record", "tables"),
     },

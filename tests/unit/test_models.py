@@ -140,6 +140,20 @@ def test_what_was_asked_for_is_no_fault(folder: Path) -> None:
     assert check(config(damaged(folder, "pickled"), allow_pickle=True, trust_remote_code=True)) == []
 
 
+def test_what_older_versions_left_in_a_checkpoint_is_no_fault(folder: Path) -> None:
+    """Nothing is fetched or read by it: a mark, a path of another machine, one that nobody looks at."""
+    (folder / "there.json").write_text("{}")
+    told: dict[str, Any] = {"_attn_implementation_autoset": True, "_attn_implementation": "sdpa"}
+    elsewhere: dict[str, Any] = {
+        "special_tokens_map_file": str(folder / "there.json"),
+        "tokenizer_file": "/nowhere/.cache/tokenizer.json",
+    }
+    for name, more in {"config.json": told, "tokenizer_config.json": elsewhere}.items():
+        path = folder / name
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | more))
+    assert check(config(folder)) == []
+
+
 def test_old_code_of_an_architecture_that_is_known_by_now_is_not_needed(folder: Path) -> None:
     described = json.loads((folder / "config.json").read_text())
     described["auto_map"] = {"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"}
