@@ -33,7 +33,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from xtransplant import bundle, catalogue, families, models, selection, training_data
+from xtransplant import bundle, catalogue, families, models, record, selection, training_data
 from xtransplant.checks import (
     did_you_mean,
     faults_of,
@@ -321,10 +321,10 @@ def recorded(
             faults.append(f"set: {line} cannot be read. Give key=value; text with special characters needs quotes.")
     faults += [f"set: {fault}" for key, value in values.items() for fault in faults_of(schema, key, value)]
     try:
-        node = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(content)))
-        other = _unlike(content, OmegaConf.to_container(node, enum_to_str=True))
+        node = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(record.literal(content)))
+        other = _unlike(content, OmegaConf.to_container(node, resolve=True, enum_to_str=True))
         for key, value in values.items() if not faults else ():
-            OmegaConf.update(node, key, value, merge=False)
+            OmegaConf.update(node, key, record.literal(value), merge=False)
         made: typing.Any = OmegaConf.to_object(node)
     except _COMPOSITION_ERRORS as error:
         # One by one, which takes long, to name them.

@@ -155,9 +155,11 @@ def yaml_in(content: bytes | str, loader: Any = YamlLoader) -> Any:
         loader: to construct the values with; a subclass of `YamlLoader`, for tags that are not plain YAML's.
 
     Raises:
-        ValueError: it is nested too deep, or has too many values once aliases are written out.
+        ValueError: it is too long, nested too deep, or has too many values once aliases are written out.
         yaml.YAMLError: it is no YAML, or asks for other than plain values.
     """
+    if len(content) > _YAML_BYTES:
+        raise ValueError(f"{len(content) / 1e6:.0f} MB: at most {_YAML_BYTES / 1e6:.0f} are read")
     # Before any value is made: the parser gives events one after the other, the composer calls itself, and deep in C
     # that ends the process.
     open_ones, anchors = [0], [""]

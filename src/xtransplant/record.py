@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import platform
+import re
 import shutil
 import subprocess
 import traceback
@@ -54,13 +55,11 @@ class Damaged(XTransplantError):
 
 
 @contextmanager
-def doing(folder: Path) -> Iterator[None]:
-    """While open, no other process does the run of this folder; waits for one that does.
-
-    An exception is kept in the folder as FAILED, until the run is begun again.
+def alone(folder: Path) -> Iterator[None]:
+    """While open, no other process works in this folder, which need not be there; waits for one that does.
 
     Raises:
-        XTransplantError: the folder cannot be written.
+        XTransplantError: the place of the folder cannot be written.
     """
     with ExitStack() as stack:
         try:
@@ -69,6 +68,17 @@ def doing(folder: Path) -> Iterator[None]:
             stack.enter_context(disk.alone(lock_file, f"computing {folder}"))
         except OSError as error:
             raise unwritable(folder, error) from error
+        yield
+
+
+@contextmanager
+def doing(folder: Path) -> Iterator[None]:
+    """As `alone`, for the run of this folder. An exception is kept in it as FAILED, until the run is begun again.
+
+    Raises:
+        XTransplantError: as `alone`.
+    """
+    with alone(folder):
         try:
             yield
         except Exception as error:
@@ -175,17 +185,18 @@ def config_of(folder: Path, schema: type) -> Any:
     Raises:
         OSError, ValueError, yaml.YAMLError, OmegaConfBaseException: it cannot be read, or is none.
     """
-    plain = _literal(disk.yaml_of(folder / CONFIG))
+    plain = literal(disk.yaml_of(folder / CONFIG))
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(plain)))
 
 
-def _literal(value: Any) -> Any:
-    """Values in which nothing is filled in any more: what looks so was text."""
+def literal(value: Any) -> Any:
+    """Values in which OmegaConf fills in nothing any more: what looks so was text."""
     if isinstance(value, Mapping):
-        return {key: _literal(each) for key, each in value.items()}
+        return {key: literal(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_literal(each) for each in value]
-    return value.replace("${", r"\${") if isinstance(value, str) else value
+        return [literal(each) for each in value]
+    # Before `${` a backslash escapes, so those that stand there are escaped too.
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def whole_run(folder: Path) -> Run | None:

@@ -85,53 +85,60 @@ def reproduce(config: ReproduceConfig) -> int:
     Raises:
         XTransplantError: there is no such run, or it cannot be computed here.
     """
-    from xtransplant import jobs, loading, reproduction
+    from xtransplant import reproduction
 
     with bundle.opened(config.run, "run", config.output_dir) as opened:
         if opened.manifest["job"] == "sft":
             raise reproduction.training_refused(opened)
-        ran = reproduction.Ran.of(opened)
         folder = Path(config.output_dir, reproduction.FOLDER, opened.folder.name)
-        planned = reproduction.plan(opened, ran, config, folder)
-        if any(jobs.run_folder(each).resolve() == opened.folder.resolve() for each in planned.runs):
-            raise XTransplantError(f"run={config.run}: is a run that was computed again. Give another output_dir.")
-        first = planned.runs[0]
-        print(f"{opened.folder.name}, from {opened.place}")
-        for line in planned.put_in:
-            print(reproduction.printable(f"put in: {line}"))
-        pairs = _documents(first)
-        here = {each.name: {"documents": len(each.rows), **jobs.digests(each)} for each in pairs}
-        levels = [
-            reproduction.environment(ran.manifest["environment"], record.environment()),
-            reproduction.model(ran.manifest["model"], loading.files_here(first.model)),
-            reproduction.data(ran, here, {e.name: {e.keys[row]: e.docs[row] for row in e.rows} for e in pairs}),
-            reproduction.prompts(ran, here),
-        ]
-        print(f"\nBefore the run:\n{reproduction.table(levels)}\n", flush=True)
-        _write(folder, reproduction.as_record(ran, config, planned, levels, [], None))
-        if config.check_only:
-            return _code(levels)
-        folders = [_computed(each, here) for each in planned.runs]
-        again = [reproduction.Ran.of(run) for run in map(record.load_run, folders) if run is not None]
-        levels[0] = reproduction.environment(ran.manifest["environment"], again[0].manifest["environment"])
-        levels[1] = reproduction.model(ran.manifest["model"], again[0].manifest["model"])
-        levels[3] = reproduction.prompts(ran, again[0].tasks, again[0])
-        same = None
-        if planned.cells is None:
-            same = reproduction.identical(ran, again[0])
-            levels.append(reproduction.responses(ran, again[0], config.tolerance))
-            levels.append(reproduction.metrics(ran, again[0], config.tolerance))
-        else:
-            assert ran.grid is not None
-            grids = [each.grid for each in again if each.grid is not None]
-            levels += reproduction.in_cells(ran.grid, grids, planned.cells, config.tolerance)
-        _write(folder, reproduction.as_record(ran, config, planned, levels, folders, same))
-        print(reproduction.table(levels))
-        if same is not None:
-            print(f"\nidentical results file: {same['results']}; samples: {_all(same['samples'])}", end="")
-            print(f"; arrays of the grid: {'yes' if same['grid'] else 'no'}" if "grid" in same else "")
-        print(f"\n{folder}")
+        with record.alone(folder):
+            return _reproduce(config, opened, folder)
+
+
+def _reproduce(config: ReproduceConfig, opened: bundle.Opened, folder: Path) -> int:
+    from xtransplant import jobs, loading, reproduction
+
+    ran = reproduction.Ran.of(opened)
+    planned = reproduction.plan(opened, ran, config, folder)
+    if any(jobs.run_folder(each).resolve() == opened.folder.resolve() for each in planned.runs):
+        raise XTransplantError(f"run={config.run}: is a run that was computed again. Give another output_dir.")
+    first = planned.runs[0]
+    print(f"{opened.folder.name}, from {opened.place}")
+    for line in planned.put_in:
+        print(reproduction.printable(f"put in: {line}"))
+    pairs = _documents(first)
+    here = {each.name: {"documents": len(each.rows), **jobs.digests(each)} for each in pairs}
+    levels = [
+        reproduction.environment(ran.manifest["environment"], record.environment()),
+        reproduction.model(ran.manifest["model"], loading.files_here(first.model)),
+        reproduction.data(ran, here, {e.name: {e.keys[row]: e.docs[row] for row in e.rows} for e in pairs}),
+        reproduction.prompts(ran, here),
+    ]
+    print(f"\nBefore the run:\n{reproduction.table(levels)}\n", flush=True)
+    _write(folder, reproduction.as_record(ran, config, planned, levels, [], None))
+    if config.check_only:
         return _code(levels)
+    folders = [_computed(each, here) for each in planned.runs]
+    again = [reproduction.Ran.of(run) for run in map(record.load_run, folders) if run is not None]
+    levels[0] = reproduction.environment(ran.manifest["environment"], again[0].manifest["environment"])
+    levels[1] = reproduction.model(ran.manifest["model"], again[0].manifest["model"])
+    levels[3] = reproduction.prompts(ran, again[0].tasks, again[0])
+    same = None
+    if planned.cells is None:
+        same = reproduction.identical(ran, again[0])
+        levels.append(reproduction.responses(ran, again[0], config.tolerance))
+        levels.append(reproduction.metrics(ran, again[0], config.tolerance))
+    else:
+        assert ran.grid is not None
+        grids = [each.grid for each in again if each.grid is not None]
+        levels += reproduction.in_cells(ran.grid, grids, planned.cells, config.tolerance)
+    _write(folder, reproduction.as_record(ran, config, planned, levels, folders, same))
+    print(reproduction.table(levels))
+    if same is not None:
+        print(f"\nidentical results file: {same['results']}; samples: {_all(same['samples'])}", end="")
+        print(f"; arrays of the grid: {'yes' if same['grid'] else 'no'}" if "grid" in same else "")
+    print(f"\n{folder}")
+    return _code(levels)
 
 
 def _code(levels: Sequence[Level]) -> int:

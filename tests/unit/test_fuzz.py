@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from tests.unit.grids import choice_grid
 from xtransplant import bundle, compose, config, disk, families, record, selection
@@ -258,3 +259,14 @@ def test_an_override(key: str, text: str) -> None:
         record.write(Path(name, record.CONFIG), json.dumps(to_dict(composed)))
         again = record.config_of(Path(name), config.EvaluateConfig)
     assert config_hash(again) == config_hash(composed)
+
+
+# --- Text that looks like an interpolation ---------------------------------------------------------------------------
+
+
+@FEW
+@given(st.text(alphabet="\\\\${}:ab.", max_size=12))
+@example("\\${oc.env:HOME}")
+def test_a_recorded_text_is_that_text(text: str) -> None:
+    """Whatever a record holds, OmegaConf looks nothing up."""
+    assert OmegaConf.create(record.literal({"a": [text]})).a[0] == text

@@ -78,7 +78,8 @@ ALLOWED: dict[str, set[str]] = {
     "tracking": {"config"},
     "tracking_worker": {"types", "record", "measures", "overview", "grid", "analysis", "charts"},
     "compose": {
-        *("types", "config", "checks", "bundle", "catalogue", "families", "models", "selection", "training_data"),
+        *("types", "config", "checks", "bundle", "catalogue", "families", "models", "record", "selection"),
+        "training_data",
     },
     "grid_jobs": {
         *("types", "config", "checks", "disk", "loading", "logs", "pairing", "record", "tables", "jobs", "lm", "sweep"),
