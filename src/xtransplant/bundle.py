@@ -1,4 +1,4 @@
-"""One file for a run: what was asked, what came out, and what it takes to compute it again. Writing, reading, sending.
+"""One file for a run: what was asked, what came out, and what it takes to compute it again. Writing and reading.
 
 A bundle is a zip that needs nothing of this program to be read: JSON, text, and a grid's arrays. `FORMAT` is its
 version: within one, entries and keys may be added; a reader ignores keys that it does not know. What would be read
@@ -31,7 +31,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import yaml
 
-from xtransplant import __version__, disk, record
+from xtransplant import __version__, disk, exchange, record
 from xtransplant.checks import folders
 from xtransplant.embedded import sha256_of
 from xtransplant.models import TRAINED_ON
@@ -162,7 +162,10 @@ def opened(place: str | Path, key: str = "run", output_dir: str | Path = "output
     given = str(place)
     with tempfile.TemporaryDirectory(prefix="xtransplant-") as temporary:
         fetched, unpacked = Path(temporary, "fetched"), Path(temporary, "unpacked")
-        path = fetch(given, fetched, key) if is_address(given) else find(given, key, output_dir)
+        if exchange.is_address(given):
+            path = exchange.fetch(given, fetched, MAX_BYTES, key)
+        else:
+            path = find(given, key, output_dir)
         if path.is_dir():
             yield _from_folder(given, path, key)
         else:
@@ -173,8 +176,8 @@ def opened(place: str | Path, key: str = "run", output_dir: str | Path = "output
 def faults(place: str, key: str, output_dir: str | Path = "outputs") -> list[str]:
     """What is wrong with a place, as far as can be seen before it is opened."""
     try:
-        if is_address(place):
-            _check_address(place, key)
+        if exchange.is_address(place):
+            exchange.check_address(place, key)
         else:
             find(place, key, output_dir)
     except XTransplantError as error:
@@ -867,155 +870,3 @@ def _readme(content: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
         "With xtransplant: xtransplant reproduce run=this.zip; xtransplant diff this.zip other.zip.",
     ]
     return "\n".join(lines) + "\n"
-
-
-# --- Sending -------------------------------------------------------------------------------------------------------
-
-_HUB = re.compile(
-    r"hf://datasets/(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>[\w./-]+\.zip)(@(?P<revision>[\w./-]+))?", re.ASCII
-)
-_WANDB = re.compile(
-    r"wandb://(?P<entity>[\w.-]+)/(?P<project>[\w.-]+)/(?P<name>[\w.-]+)(:(?P<version>[\w.-]+))?", re.ASCII
-)
-_ADDRESS = re.compile(r"(hf|wandb)://.*", re.DOTALL)
-
-
-def is_address(place: str) -> bool:
-    """Whether a place is on the Hugging Face hub or W&B."""
-    return _ADDRESS.fullmatch(place) is not None
-
-
-def push(path: Path, address: str) -> str:
-    """Send a bundle to a data set on the hub, or as an artifact to W&B. Returns where it can be seen.
-
-    A repository that is not there is made, private. Both clients know the account from where they always do.
-
-    Raises:
-        XTransplantError: the address has no form that is known; the client refused.
-    """
-    hub, wandb = _check_address(address, "to")
-    try:
-        if hub is not None:
-            return _push_to_hub(path, hub["repository"], hub["file"])
-        assert wandb is not None
-        return _push_to_wandb(path, wandb["entity"], wandb["project"], wandb["name"])
-    except Exception as error:
-        raise _of_client("to", address, error) from error
-
-
-def fetch(address: str, folder: Path, key: str = "run") -> Path:
-    """Get a bundle by its address, into a folder or the hub's own cache. Returns its file, which is not checked yet.
-
-    Raises:
-        XTransplantError: there is none, it is too large, or it cannot be reached.
-    """
-    hub, wandb = _check_address(address, key)
-    try:
-        if hub is not None:
-            return _fetch_from_hub(hub["repository"], hub["file"], hub["revision"], f"{key}={address}")
-        assert wandb is not None
-        name = f"{wandb['entity']}/{wandb['project']}/{wandb['name']}:{wandb['version'] or 'latest'}"
-        return _fetch_from_wandb(name, folder, f"{key}={address}")
-    except XTransplantError:
-        raise
-    except Exception as error:
-        raise _of_client(key, address, error) from error
-
-
-def _check_address(address: str, key: str) -> tuple[re.Match[str] | None, re.Match[str] | None]:
-    """Its parts, on the hub or on W&B.
-
-    Raises:
-        XTransplantError: it is of no form that is known, or names a version to be written to, which is not ours to say.
-    """
-    hub, wandb = _HUB.fullmatch(address), _WANDB.fullmatch(address)
-    if (hub or wandb) is None or ".." in address:
-        raise XTransplantError(
-            f"{key}={address}: no address that is known. Give hf://datasets/<owner>/<repository>/<path>.zip or "
-            "wandb://<entity>/<project>/<name>."
-        )
-    if key == "to" and hub is not None and hub["revision"] is not None:
-        raise XTransplantError(f"to={address}: a bundle is added to the main branch. Leave @{hub['revision']} out.")
-    if key == "to" and wandb is not None and wandb["version"] is not None:
-        raise XTransplantError(f"to={address}: W&B numbers the versions itself. Leave :{wandb['version']} out.")
-    return hub, wandb
-
-
-def _of_client(key: str, address: str, error: Exception) -> XTransplantError:
-    said = " ".join(str(error).split()) or type(error).__name__
-    return XTransplantError(
-        f"{key}={address}: {type(error).__name__}: {said[:300]}. Is the address right, and are you logged in "
-        f"({'hf auth login' if address.startswith('hf') else 'wandb login'})?"
-    )
-
-
-def _push_to_hub(path: Path, repository: str, file: str) -> str:
-    from huggingface_hub import HfApi
-
-    hub = HfApi()
-    hub.create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
-    message = f"Add {file}"
-    done = hub.upload_file(
-        path_or_fileobj=path, path_in_repo=file, repo_id=repository, repo_type="dataset", commit_message=message
-    )
-    return str(done)
-
-
-def _fetch_from_hub(repository: str, file: str, revision: str | None, named: str) -> Path:
-    from huggingface_hub import HfApi, constants, hf_hub_download
-
-    if not constants.HF_HUB_OFFLINE:
-        there = HfApi().get_paths_info(repository, [file], revision=revision, repo_type="dataset")
-        if not there:
-            raise XTransplantError(f"{named}: the repository has no such file.")
-        _refuse_large(getattr(there[0], "size", 0), named)
-    return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
-
-
-def _push_to_wandb(path: Path, entity: str, project: str, name: str) -> str:
-    import wandb
-
-    # Nothing but the artifact: neither what this machine is, nor the code, nor what is printed.
-    settings = wandb.Settings(
-        silent=True,
-        console="off",
-        save_code=False,
-        disable_git=True,
-        disable_job_creation=True,
-        x_disable_meta=True,
-        x_disable_machine_info=True,
-        x_disable_stats=True,
-        x_save_requirements=False,
-    )
-    with (
-        tempfile.TemporaryDirectory(prefix="xtransplant-") as folder,
-        wandb.init(
-            entity=entity, project=project, job_type="export", dir=folder, mode="online", settings=settings
-        ) as run,
-    ):
-        artifact = wandb.Artifact(name, type=_ARTIFACT)
-        artifact.add_file(str(path), name=_ARTIFACT_FILE, skip_cache=True, policy="immutable")
-        run.log_artifact(artifact).wait()
-        return str(run.url)
-
-
-def _fetch_from_wandb(name: str, folder: Path, named: str) -> Path:
-    import wandb
-
-    artifact = wandb.Api().artifact(name, type=_ARTIFACT)
-    entry = artifact.manifest.entries.get(_ARTIFACT_FILE)
-    # One file, and none that only says where else it lies: others of a stranger's are not fetched.
-    if entry is None or entry.ref is not None:
-        raise XTransplantError(
-            f"{named}: an artifact without {_ARTIFACT_FILE}, so none that `xtransplant export` sent."
-        )
-    _refuse_large(entry.size or 0, named)
-    return Path(artifact.get_entry(_ARTIFACT_FILE).download(root=str(folder), skip_cache=True))
-
-
-_ARTIFACT, _ARTIFACT_FILE = "xtransplant-bundle", "bundle.zip"
-
-
-def _refuse_large(size: int, named: str) -> None:
-    if size > MAX_BYTES:
-        raise XTransplantError(f"{named}: {_size(size)}; a bundle has at most {_size(MAX_BYTES)}.")

@@ -33,7 +33,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from xtransplant import bundle, catalogue, families, models, record, selection, training_data
+from xtransplant import bundle, catalogue, exchange, families, models, record, selection, training_data
 from xtransplant.checks import (
     did_you_mean,
     faults_of,
@@ -384,7 +384,7 @@ def check(config: JobConfig, unclear: Collection[str] = ()) -> list[str]:
         for name, place in places.items():
             if place is not None and place.strip() and name not in unclear:
                 faults += bundle.faults(place, name, config.output_dir)
-        if isinstance(config, ExportConfig) and config.to is not None and bundle.is_address(config.to):
+        if isinstance(config, ExportConfig) and config.to is not None and exchange.is_address(config.to):
             faults += bundle.faults(config.to, "to")
     if isinstance(config, EvaluateConfig) and not {"model", "task", "language_pair"} & set(unclear):
         try:
@@ -427,7 +427,7 @@ _BY_NAME = ("model.trust_remote_code", "model.allow_pickle", "task.allow_code")
 # Of Hydra's own section, what a file may say: what describes the run, the axes of an experiment, and numbers and names
 # of a launcher of ours.
 _OF_FILES = re.compile(
-    r"(runtime|overrides|sweeper\.params)\..*|mode|job\.(name|id|num|override_dirname|config_name|env_copy)"
+    r"(runtime|overrides|sweeper\.params)\..*|mode|verbose|sweeper\.max_batch_size|job\.(name|id|num|override_dirname|config_name|env_copy)"
     r"|launcher\.(?!setup|additional|init|address|_target_|_convert_|_partial_|_args_|_recursive_)\w+"
 )
 

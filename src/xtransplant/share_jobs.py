@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from xtransplant import bundle, difference, record
+from xtransplant import bundle, difference, exchange, record
 from xtransplant.config import DiffConfig, EvaluateConfig, ExportConfig, ReproduceConfig, TaskJob, to_dict
 from xtransplant.types import XTransplantError
 
@@ -29,7 +29,7 @@ def export(config: ExportConfig) -> None:
         tempfile.TemporaryDirectory(prefix="xtransplant-") as temporary,
     ):
         name = f"{run.folder.name}.zip"
-        away = config.to is not None and bundle.is_address(config.to)
+        away = config.to is not None and exchange.is_address(config.to)
         path = Path(temporary, name) if away else _file(config, name)
         if run.file is None:
             content = bundle.write(run, path, config.samples, config.largest, config.overwrite)
@@ -40,7 +40,7 @@ def export(config: ExportConfig) -> None:
         for entry, facts in sorted(content["withheld"].items()):
             print(f"withheld: {entry}: {facts['why']}")
         print(f"{run.manifest['job']} {run.short}, {path.stat().st_size / 2**20:.2f} MB")
-        print(bundle.push(path, str(config.to)) if away else path)
+        print(exchange.push(path, str(config.to)) if away else path)
 
 
 def _refuse_other(config: ExportConfig, run: bundle.Opened) -> None:

@@ -70,7 +70,8 @@ ALLOWED: dict[str, set[str]] = {
         ),
         *("compare", "languages", "command"),
     },
-    "bundle": {"types", "checks", "disk", "embedded", "models", "record"},
+    "exchange": {"types"},
+    "bundle": {"types", "checks", "disk", "embedded", "exchange", "models", "record"},
     "difference": {"types", "config", "checks", "bundle", "grid", "tables"},
     "reproduction": {
         *("types", "config", "checks", "bundle", "command", "compose", "grid", "record", "tables"),
@@ -78,8 +79,8 @@ ALLOWED: dict[str, set[str]] = {
     "tracking": {"config"},
     "tracking_worker": {"types", "record", "measures", "overview", "grid", "analysis", "charts"},
     "compose": {
-        *("types", "config", "checks", "bundle", "catalogue", "families", "models", "record", "selection"),
-        "training_data",
+        *("types", "config", "checks", "bundle", "catalogue", "exchange", "families", "models", "record"),
+        *("selection", "training_data"),
     },
     "grid_jobs": {
         *("types", "config", "checks", "disk", "loading", "logs", "pairing", "record", "tables", "jobs", "lm", "sweep"),
@@ -110,7 +111,7 @@ ALLOWED: dict[str, set[str]] = {
         "training_data",
     },
     "share_jobs": {
-        *("types", "config", "bundle", "difference", "jobs", "grid_jobs", "loading", "pairing", "record"),
+        *("types", "config", "bundle", "difference", "exchange", "jobs", "grid_jobs", "loading", "pairing", "record"),
         "reproduction",
     },
     "multirun": {"types", "config", "compose", "jobs", "grid_jobs", "logs", "record", "tables", "tracking"},
