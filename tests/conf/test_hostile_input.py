@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from xtransplant import bundle, cli, disk, families, grid_jobs, jobs, pairing, record, selection
 from xtransplant.config import LanguagePairConfig, Split, TaskConfig
@@ -719,7 +720,6 @@ sent("a job that is none", lambda: packed({}, job="rm -rf"), "rm -rf")
 sent("a format to come", lambda: packed({}, format=99), "99")
 sent("JSON that is deep", lambda: packed({"run/results.json": DEEP_JSON.encode()}), "results.json")
 sent("a manifest of its own", lambda: packed({"run/manifest.json": b'{"format": 2, "files": {}}'}), "manifest.json")
-sent("a config that reads the environment", lambda: with_config("model: {name: '${oc.env:MY_TOKEN}'}\n"), "config.yaml")
 sent("a config that is a bomb", lambda: with_config(BOMB), "config.yaml")
 sent("a config that is deep", lambda: with_config("limit: " + "[" * 50_000), "config.yaml")
 sent(
@@ -881,6 +881,13 @@ def test_short_of_memory_nothing_is_read_whole(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(disk, "_JSON_BYTES", 100)
     with pytest.raises(ValueError, match="at most"):
         disk.bytes_of(Path("large.json"), disk._JSON_BYTES)
+
+
+def test_what_would_read_the_environment_in_a_bundle_is_text() -> None:
+    put("evil.zip", with_config("model: {name: '${oc.env:MY_TOKEN}'}\n"))
+    with bundle.opened("evil.zip") as found:
+        assert found.config == {"model": {"name": "${oc.env:MY_TOKEN}"}}
+    assert OmegaConf.create(record.literal(found.config)).model.name == "${oc.env:MY_TOKEN}"
 
 
 def test_a_bundle_of_a_run_is_opened() -> None:
