@@ -14,11 +14,11 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP)  ## make .venv and install the pinned packages into it (2 GB with a CPU build of torch, a few minutes)
+install: $(STAMP)  ## make .venv and install the pinned packages into it (2.6 GB with a CPU build of torch, a few minutes)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "xtransplant needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=<path> install")'
-	@echo "Installing into .venv: 2 GB with a CPU build of torch, several more with a CUDA build; a few minutes"
+	@echo "Installing into .venv: 2.6 GB with a CPU build of torch, several more with a CUDA build; a few minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
