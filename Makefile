@@ -88,16 +88,18 @@ constraints:  ## pin anew: the newest set that pyproject.toml allows, from a fre
 	grep -v '^pip==' "$$env/frozen.txt" | sed 's/+[a-z0-9.]*$$//' > constraints.txt
 
 # What is checked is the files of dist/, in a folder of their own: the wheel in a fresh environment, the tests from the
-# unpacked source distribution, which installs its own. Nothing is uploaded.
+# unpacked source distribution, which installs its own. Built from a fresh clone: setuptools would take up what an earlier
+# build left here. Nothing is uploaded.
 release-check: install  ## build sdist and wheel, install the wheel anew and run it, pass the tests from the sdist (20 minutes)
 	@test -z "$$(git status --porcelain)" || { echo "Not everything is committed: git status says what."; exit 2; }
-	rm -rf dist
-	$(BIN)/python -m build --no-isolation --outdir dist . > /dev/null
-	@set -e; root=$$(mktemp -d); trap 'rm -rf "$$root"' EXIT; \
+	@set -e; root=$$(mktemp -d); trap 'rm -rf "$$root"' EXIT; rm -rf dist; \
+	git clone --quiet . "$$root/source"; \
+	$(BIN)/python -m build --no-isolation --outdir dist "$$root/source" > "$$root/build.log" 2>&1 || { cat "$$root/build.log"; exit 1; }; \
 	echo "The wheel, in a fresh environment"; \
 	$(PYTHON) -m venv "$$root/venv"; \
 	"$$root/venv/bin/pip" install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl; \
-	(cd "$$root" && venv/bin/xtransplant --version && venv/bin/xtransplant evaluate task=cldr_language language_pair=en-sw limit=4 'transplant.layers=[13,2]'); \
+	(cd "$$root" && venv/bin/xtransplant --version && \
+	    venv/bin/xtransplant evaluate task=cldr_language language_pair=en-sw limit=4 'transplant.layers=[13,2]'); \
 	echo "The tests, from the source distribution"; \
 	tar -xzf dist/*.tar.gz -C "$$root"; \
 	$(MAKE) -C "$$root"/xtransplant-* lint docs test PYTHON=$(PYTHON) WORKERS=$(WORKERS) ARGS='$(ARGS)'
