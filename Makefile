@@ -51,7 +51,7 @@ linkcheck: docs  ## the site's links to other sites too: needs a network
 	$(BIN)/python -m sphinx -b linkcheck -W --keep-going -q docs build/linkcheck
 
 # Every layer pair on some documents of two languages; the best pair for both; that pair on documents not looked at.
-demo: install  ## Gemma 3 270M: grid over all layer pairs, selection, test on unseen documents, report (about 4 minutes)
+demo: install  ## Gemma 3 270M: grid over all layer pairs, selection, test on unseen documents, report (about 5 minutes)
 	$(BIN)/xtransplant grid -m task=cldr_language language_pair=en-de,en-zh limit=14 output_dir=outputs/demo
 	$(BIN)/xtransplant select grid=outputs/demo/grid strategy=overall pooled=true output_dir=outputs/demo
 	$(BIN)/xtransplant evaluate -m task=cldr_language split=unseen language_pair=en-de,en-zh \

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
 import shutil
@@ -36,6 +37,8 @@ from xtransplant.checks import folders
 from xtransplant.embedded import sha256_of
 from xtransplant.models import TRAINED_ON
 from xtransplant.types import XTransplantError
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 CONTENT, README, LOCK = "bundle.json", "README.txt", "lock.txt"
@@ -216,8 +219,12 @@ def find(given: str, key: str = "run", output_dir: str | Path = "outputs") -> Pa
 def _by_short_name(given: str, key: str, output_dir: Path) -> Path:
     there = _short_names(output_dir)
     found = [folder for folder, short in there.items() if short.startswith(given)]
-    if len(found) == 1:
-        return found[0]
+    if len({there[folder] for folder in found}) == 1:
+        # One config, computed in several places, such as outputs/demo.
+        nearest = min(found, key=lambda folder: len(folder.parts))
+        if len(found) > 1:
+            log.info("%s=%s: %s, the nearest of %d runs of this config.", key, given, nearest, len(found))
+        return nearest
     if found:
         shown = ", ".join(map(str, found[:5])) + (", …" if len(found) > 5 else "")
         raise XTransplantError(
@@ -245,9 +252,10 @@ def _alike(one: str, other: str) -> int:
 def _from_folder(place: str, folder: Path, key: str) -> Opened:
     run = record.load_run(folder)
     if run is None:
-        raise XTransplantError(
-            f"{key}={place}: {folder} holds no finished run. Give the folder of one run, e.g. outputs/evaluate/<name>."
-        )
+        below = [path.parent for path in record.below(folder, record.MANIFEST)]
+        eg = below[0] if below else "outputs/evaluate/<name>"
+        what = f"is no run's folder; {len(below)} lie below it" if below else "holds no finished run"
+        raise XTransplantError(f"{key}={place}: {folder} {what}. Give the folder of one run, e.g. {eg}.")
     job = run.manifest.get("job")
     if job not in JOBS:
         raise XTransplantError(f"{key}={place}: a run of {job}. Give one of {', '.join(JOBS)}.")
@@ -364,8 +372,8 @@ class _Reader:
         end = stream.read()
         if end[-22:-18] != b"PK\x05\x06" or end[-2:] != b"\0\0":
             raise XTransplantError(
-                f"{self.named}: not a bundle: no zip, or one with something behind it. Give the .zip that `xtransplant "
-                "export` wrote."
+                f"{self.named}: not a bundle: no zip, one that was cut off, or one with something behind it. Give the "
+                ".zip that `xtransplant export` wrote, or copy it again."
             )
         count, length = struct.unpack("<HI", end[-12:-6])
         if count > MAX_ENTRIES or length > MAX_DIRECTORY or end[:4] == b"PK\x06\x07":

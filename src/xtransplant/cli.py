@@ -378,7 +378,7 @@ def _job_help(job: str) -> str:
             more = ", any <source>-<target> of language codes, e.g. en-sw" if group == "language_pair" else ""
             rows.append((f"  {group}", ", ".join(choices) + more))
         lines += _columns(rows)
-    lines += ["", "Keys (??? is set by the choice above, or must be given):", ""]
+    lines += ["", f"Keys (??? {'is set by the choice above, or ' if defaults else ''}must be given):", ""]
     lines += _columns([(f"  {key.name}={shown(key.default)}", f"{key.help} ({key.type})") for key in keys(JOBS[job])])
     lines += ["", "Options:", ""]
     lines += _columns(

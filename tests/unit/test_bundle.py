@@ -275,7 +275,7 @@ def test_export_and_what_stands_in_its_way(tmp_path: Path, capsys: pytest.Captur
     assert export(f"run={tmp_path / 'whole.zip'}", f"to={tmp_path / 'c'}", "samples=false") == 2
     assert "its documents' texts are in it" in capsys.readouterr().err and not (tmp_path / "c").exists()
     assert export(f"run={tmp_path}") == 2
-    assert "holds no finished run" in capsys.readouterr().err
+    assert "is no run's folder; 1 lie below it. Give the folder of one run, e.g. " in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert export(f"run={run}", f"to={tmp_path / 'file' / 'a.zip'}") == 2
     assert "cannot be written" in capsys.readouterr().err
@@ -540,6 +540,10 @@ def test_a_run_is_found_by_its_short_name(tmp_path: Path) -> None:
     with opened("3fa9c1f", output_dir=tmp_path / "outputs") as found:
         assert found.folder == second
     with opened(str(tmp_path / "outputs" / "*" / "*-vanilla-*")) as found:
+        assert found.folder == first
+    # The same config in another place: the nearest is meant.
+    a_run(tmp_path / "outputs" / "demo")
+    with opened(SHORT, output_dir=tmp_path / "outputs") as found:
         assert found.folder == first
 
 
