@@ -681,6 +681,9 @@ class _Reader:
             meant = [f"{group}={line}" for group in groups if line in self.choices(group)]
             hint = f"Did you mean {meant[0]}? " if meant else ""
             return f"{line}: not of the form key=value. {hint}Give e.g. limit=100; the keys are in the job's --help."
+        named = re.fullmatch(r"(?!hydra|experiment$)\w[\w.]*", key) is not None
+        if named and not any(f"{key}.".startswith(f"{known}.") or known.startswith(f"{key}.") for known in self.keys):
+            return faults_of(self.schema, key, value)[0]  # however the value would have to be written
         texts = [each.strip() for each in value.strip("[]").split(",")] if value.startswith("[") else value
         quoted = shlex.quote(f"{key}={json.dumps(texts, ensure_ascii=False)}")
         why = why.splitlines()[0].removeprefix("LexerNoViableAltException: ").partition(" expecting")[0]

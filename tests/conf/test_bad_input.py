@@ -54,6 +54,10 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     ("evaluate nonsense", ("nonsense", "key=value")),
     ("evaluate =3", ("=3", "limit")),
     ("evaluate limit==3", ("limit==3", "quotes")),
+    (
+        "reproduce run=nowhere sett=[model.path=x]",
+        ("sett=[model.path=x]", "no key sett. Did you mean set?", "run=nowhere"),
+    ),
     ("evaluate output_dir=é", ("output_dir=é", """'output_dir="é"'""")),
     ("evaluate task.tasks=[x_{lang}]", ("task.tasks=[x_{lang}]", """'task.tasks=["x_{lang}"]'""")),
     # runs to pass on
