@@ -135,7 +135,7 @@ def test_the_same_machine_gives_the_same_bytes(place: Path, tmp_path: Path, caps
     assert [each.folder for each in record.find_runs([str(again)])] == [again]
 
     # Asked again, it stands if nothing that it rests on has changed.
-    monkeypatch.setattr(record, "_git", lambda: None)
+    monkeypatch.setattr(record, "_git", lambda: {"commit": "f" * 40, "changed": False})  # another commit
     for more, computes in (((), True), ((), False), (("batch_size=3",), True), (("overwrite=true",), True)):
         time = (again / record.MANIFEST).stat().st_mtime_ns
         assert reproduce(tmp_path, run, *more)[0] == 0
