@@ -126,6 +126,7 @@ def test_joblib(place: Path, expected: dict[str, bytes]) -> None:
     assert results(folder) == expected
 
 
+@pytest.mark.slow
 def test_submitit_on_this_machine(place: Path, expected: dict[str, bytes]) -> None:
     """One process is killed, one run fails; the others are done, and no more at a time than was said."""
     folder = place / "submitit"
