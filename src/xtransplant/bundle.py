@@ -116,11 +116,16 @@ class Opened:
         where = f"{self.place}: {name}"
         if name not in self.manifest["files"] or not (self.folder / name).is_file():
             raise XTransplantError(f"{where}: the run has no such file.")
-        lines = enumerate(text_of(self.folder / name, where).split("\n"), start=1)
-        rows = [read_json(line, f"{where}, line {number}", strict=False) for number, line in lines if line]
+        rows = [row for _, row in rows_of(self.folder / name, where)]
         if not all(isinstance(row, dict) for row in rows):
             raise XTransplantError(f"{where}: not a file of samples.")
         return rows
+
+    @property
+    def chosen(self) -> Mapping[str, Any] | None:
+        """The selection that the run took, as it has recorded it; None if it took none."""
+        asked = (self.results.get("config") or {}).get("model_args") or {}
+        return asked.get("selection")
 
     @property
     def selection(self) -> Path | None:
@@ -275,6 +280,19 @@ def text_of(path: Path, where: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise XTransplantError(f"{where}: cannot be read ({error}).") from error
+
+
+def rows_of(path: Path, where: str) -> Iterator[tuple[str, Any]]:
+    """The lines of a file of samples: which line it is, for messages, and its value.
+
+    Raises:
+        XTransplantError: as `text_of` and `read_json`.
+    """
+    # Not by splitlines: a text may hold other line ends, such as U+2028, and they are not escaped.
+    for number, line in enumerate(text_of(path, where).split("\n"), start=1):
+        if line:
+            place = f"{where}, line {number}"
+            yield place, read_json(line, place, strict=False)
 
 
 def read_json(text: str, where: str, strict: bool = True) -> Any:
@@ -747,8 +765,7 @@ class _Collected:
 
     def _selection(self) -> str | None:
         """As the run has recorded it: the file may hold others, or have changed since."""
-        asked = (self.run.results.get("config") or {}).get("model_args") or {}
-        chosen = asked.get("selection")
+        chosen = self.run.chosen
         if chosen is None:
             return None
         path = f"{SELECTION}/selection.json"

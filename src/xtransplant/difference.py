@@ -190,8 +190,7 @@ def _same(one: Any, two: Any) -> bool:
 
 def _selection(run: Opened) -> dict[str, Any] | None:
     """What the run took of a selection: cells and rule; on what they were chosen, by hash."""
-    asked = (run.results.get("config") or {}).get("model_args") or {}
-    chosen = asked.get("selection")
+    chosen = run.chosen
     if not isinstance(chosen, Mapping):
         return None
     names = ("strategy", "cells", "rule", "pooled", "documents")

@@ -17,11 +17,13 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    import numpy as np
 
 log = logging.getLogger(__name__)
 
@@ -212,6 +214,8 @@ def arrays_of(path: Path, known: Collection[str] | None = None) -> dict[str, np.
 
 def _array(content: bytes) -> np.ndarray:
     """What `numpy.save` wrote: plain numbers or characters, exactly as many as its header says."""
+    import numpy as np  # here, for `--help` answers without it
+
     stream = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(stream)

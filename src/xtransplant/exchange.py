@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from xtransplant.types import XTransplantError
+
+if TYPE_CHECKING:
+    import wandb
 
 _HUB = re.compile(
     r"hf://datasets/(?P<repository>[\w.-]+/[\w.-]+)/(?P<file>[\w./-]+\.zip)(@(?P<revision>[\w./-]+))?", re.ASCII
@@ -113,11 +117,16 @@ def _fetch_from_hub(repository: str, file: str, revision: str | None, largest: i
     return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
 
 
-def _push_to_wandb(path: Path, entity: str, project: str, name: str) -> str:
+def wandb_settings(**more: Any) -> wandb.Settings:
+    """Of a run on W&B that says what it is given and nothing else: not what this machine is, nor code or packages, nor
+    what is printed.
+
+    Args:
+        more: further settings.
+    """
     import wandb
 
-    # Nothing but the artifact: neither what this machine is, nor the code, nor what is printed.
-    settings = wandb.Settings(
+    return wandb.Settings(
         silent=True,
         console="off",
         save_code=False,
@@ -127,11 +136,17 @@ def _push_to_wandb(path: Path, entity: str, project: str, name: str) -> str:
         x_disable_machine_info=True,
         x_disable_stats=True,
         x_save_requirements=False,
+        **more,
     )
+
+
+def _push_to_wandb(path: Path, entity: str, project: str, name: str) -> str:
+    import wandb
+
     with (
         tempfile.TemporaryDirectory(prefix="xtransplant-") as folder,
         wandb.init(
-            entity=entity, project=project, job_type="export", dir=folder, mode="online", settings=settings
+            entity=entity, project=project, job_type="export", dir=folder, mode="online", settings=wandb_settings()
         ) as run,
     ):
         artifact = wandb.Artifact(name, type=_ARTIFACT)

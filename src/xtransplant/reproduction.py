@@ -122,12 +122,7 @@ def _read_rows(path: Path, place: str) -> dict[tuple[str, str], dict[str, Any]] 
     if not path.is_file():
         return None
     rows = {}
-    # Not by splitlines: a text may hold other line ends, such as U+2028, and they are not escaped.
-    for number, line in enumerate(bundle.text_of(path, f"{place}: {path.name}").split("\n"), start=1):
-        if not line:
-            continue
-        where = f"{place}: {path.name}, line {number}"
-        row = bundle.read_json(line, where, strict=False)
+    for where, row in bundle.rows_of(path, f"{place}: {path.name}"):
         if not isinstance(row, dict) or not isinstance(row.get("key"), str) or not isinstance(row.get("resps"), list):
             raise XTransplantError(f"{where}: no document of a file of samples.")
         name = row["key"], str(row.get("filter"))

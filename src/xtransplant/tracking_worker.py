@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtransplant import record
+from xtransplant import exchange, record
 from xtransplant.measures import Measure, measures, samples
 from xtransplant.overview import overview
 from xtransplant.types import XTransplantError
@@ -377,18 +377,8 @@ def write(content: Content, config: Mapping[str, Any], place: Path) -> Path:
             tags=list(dict.fromkeys(tag[:64] for tag in [*content.tags, *given["tags"]] if tag)),
             config={**config, **about},
             reinit="finish_previous",
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                symlink=False,  # several processes would point the same one elsewhere
-                save_code=False,
-                disable_git=True,
-                disable_job_creation=True,
-                x_disable_meta=True,
-                x_disable_machine_info=True,
-                x_disable_stats=True,
-                x_save_requirements=False,
-            ),
+            # Several processes would point the same link elsewhere.
+            settings=exchange.wandb_settings(symlink=False),
         ) as run,
         tempfile.TemporaryDirectory() as folder,
     ):

@@ -77,7 +77,7 @@ ALLOWED: dict[str, set[str]] = {
         *("types", "config", "checks", "bundle", "command", "compose", "grid", "record", "tables"),
     },
     "tracking": {"config"},
-    "tracking_worker": {"types", "record", "measures", "overview", "grid", "analysis", "charts"},
+    "tracking_worker": {"types", "exchange", "record", "measures", "overview", "grid", "analysis", "charts"},
     "compose": {
         *("types", "config", "checks", "bundle", "catalogue", "exchange", "families", "models", "record"),
         *("selection", "training_data"),
